@@ -1,0 +1,68 @@
+"""Where it ran: what a stranger needs to know of host, card and versions to repeat a run."""
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    name: str
+    memory_mib: int
+    driver: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    host: str
+    system: str
+    cpu: str
+    cores: int
+    memory_gib: float | None
+    python: str
+    bench: str
+    gpus: tuple[Gpu, ...]
+
+
+def describe() -> Machine:
+    return Machine(
+        host=platform.node(),
+        system=f"{platform.system()} {platform.release()}",
+        cpu=_cpu(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_gib=_memory_gib(),
+        python=platform.python_version(),
+        bench=__version__,
+        gpus=gpus(),
+    )
+
+
+def gpus() -> tuple[Gpu, ...]:
+    if not (tool := shutil.which("nvidia-smi")):
+        return ()
+    asked = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout
+    except subprocess.TimeoutExpired:
+        return ()
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines()]
+    return tuple(Gpu(row[0], int(row[1]), row[2]) for row in rows if len(row) == 3 and row[1].isdigit())
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    info = Path("/proc/meminfo")
+    if not info.is_file():
+        return None
+    return int(info.read_text().split()[1]) / (1 << 20)

@@ -1,0 +1,185 @@
+"""Where and how vLLM is served: a TOML file a machine, and the command line that its choices come to."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from bench import tables
+from bench.errors import BenchError
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A figure and where it comes from."""
+
+    value: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    name: str
+    memory_gb: Fact
+    bandwidth_gb_s: Fact
+    bf16_tflops: Fact
+    price_usd_h: Fact
+    fp8_tflops: Fact | None = None  # None: no such unit on the chip
+    other_gb: Fact | None = None  # of the card's memory that is neither weights nor KV cache once vLLM is up
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """Everything whose default moves between vLLM's versions is stated here, never left to it."""
+
+    model: str
+    max_model_len: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    gpu_memory_utilization: float
+    start_s: float  # how long a start usually takes
+    chunked_prefill: bool = True
+    block_size: int | None = None
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    dtype: str  # vLLM's own name
+    gpu_memory_utilization: float | None = None
+    tokens: int | None = None  # the cache's size where the recipe pins it, else as much as the memory gives
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What one request alone was seen to run at; only the expected duration of a run rests on it."""
+
+    prefill_tokens_s: Fact
+    decode_s: Fact
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeFile:
+    summary: str
+    device: Literal["cuda", "cpu"]
+    serve: Serve
+    kv: dict[str, Precision]
+    card: Card | None = None
+    speed: Speed | None = None
+    caveat: str | None = None  # what a reader of the numbers must know
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A recipe with the user's choices made: all that one server is started with."""
+
+    name: str
+    file: RecipeFile
+    digest: str
+    kv: str
+    model: str
+    tp: int = 1
+    prefix_caching: bool = True
+    extra: tuple[str, ...] = ()  # the user's own flags, passed on unchanged; they win over ours
+
+    @property
+    def precision(self) -> Precision:
+        by_dtype = {precision.dtype: precision for precision in self.file.kv.values()}
+        return self.file.kv.get(self.kv) or by_dtype.get(self.kv) or Precision(dtype=self.kv)
+
+    @property
+    def utilization(self) -> float:
+        return float(self.flag("--gpu-memory-utilization") or 0)
+
+    @property
+    def context(self) -> int:
+        text = str(self.flag("--max-model-len"))
+        scale = {"k": 1000, "K": 1024, "m": 1_000_000, "M": 1 << 20}.get(text[-1], 1)
+        try:
+            return int(float(text.rstrip("kKmM")) * scale)
+        except ValueError:
+            raise BenchError(f"--max-model-len {text} is not a number of tokens") from None
+
+    def flag(self, name: str) -> str | None:
+        """The value a flag has on the final command line."""
+        line = [*self._ours(), *self.extra]
+        found = None
+        for at, word in enumerate(line):
+            if word == name and at + 1 < len(line):
+                found = line[at + 1]
+            elif word.startswith(f"{name}="):
+                found = word.partition("=")[2]
+        return found
+
+    def arguments(self, model: str, port: int) -> list[str]:
+        """What follows `vllm`; `model` is the folder or id to load, `port` ours to choose."""
+        return ["serve", model, *self._ours(port), *self.extra]
+
+    def environment(self) -> dict[str, str]:
+        env = {
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "VLLM_SERVER_DEV_MODE": "1",
+            **self.file.serve.env,
+        }
+        if self.model.startswith("synthetic:"):
+            env["HF_HUB_OFFLINE"] = "1"
+        if self.file.device == "cpu" and self.tp > 1:
+            env["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(core) for core in range(self.tp))
+        return env
+
+    def _ours(self, port: int = 0) -> list[str]:
+        serve, precision = self.file.serve, self.precision
+        flags: list[tuple[str, object]] = [
+            ("--served-model-name", self.model),
+            ("--host", "127.0.0.1"),
+            ("--port", port),
+            ("--max-model-len", serve.max_model_len),
+            ("--max-num-batched-tokens", serve.max_num_batched_tokens),
+            ("--max-num-seqs", serve.max_num_seqs),
+            ("--gpu-memory-utilization", precision.gpu_memory_utilization or serve.gpu_memory_utilization),
+            ("--kv-cache-dtype", precision.dtype),
+            ("--tensor-parallel-size", self.tp),
+            (_switch("enable-prefix-caching", self.prefix_caching), None),
+            (_switch("enable-chunked-prefill", serve.chunked_prefill), None),
+            ("--enable-prompt-tokens-details", None),
+        ]
+        if serve.block_size:
+            flags.append(("--block-size", serve.block_size))
+        if precision.tokens and serve.block_size:
+            flags.append(("--num-gpu-blocks-override", precision.tokens // serve.block_size))
+        if self.model.startswith("synthetic:"):
+            flags.append(("--load-format", "dummy"))
+            if self.model.lower().endswith("-fp8"):
+                flags.append(("--quantization", "fp8"))
+        theirs = {_topic(word) for word in self.extra if word.startswith("-")}
+        kept = [(name, value) for name, value in flags if _topic(name) not in theirs]
+        return [str(word) for pair in kept for word in pair if word is not None] + list(serve.args)
+
+
+def _switch(name: str, on: bool) -> str:
+    return f"--{name}" if on else f"--no-{name}"
+
+
+def _topic(flag: str) -> str:
+    """`--no-enable-x`, `--enable-x` and `--enable-x=1` speak of one thing; so do `-tp` and its long name."""
+    name = flag.partition("=")[0].removeprefix("--no-").removeprefix("--").replace("_", "-")
+    return {"-tp": "tensor-parallel-size"}.get(name, name)
+
+
+def load(gpu: str) -> tuple[str, RecipeFile, str]:
+    path = tables.find("launch", gpu)
+    file, digest = tables.read(path, RecipeFile)
+    for name, precision in file.kv.items():
+        if precision.tokens and not file.serve.block_size:
+            raise BenchError(f"{path}: kv: {name}: tokens needs serve: block_size, for vLLM counts the cache in blocks")
+    return Path(path).stem, file, digest
+
+
+def launch(gpu: str, kv: str, model: str | None, tp: int, prefix_caching: bool, extra: tuple[str, ...]) -> Launch:
+    name, file, digest = load(gpu)
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", kv):
+        raise BenchError(f"--kv {kv!r} is not the name of a precision", f"known here: {', '.join(file.kv)}")
+    return Launch(name, file, digest, kv, model or file.serve.model, tp, prefix_caching, extra)

@@ -1,0 +1,124 @@
+"""What happened: one immutable record a request, appended and flushed as it ends, and the folder a run lives in."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.errors import BenchError, Exit
+
+# Schema history of run.json and requests.jsonl:
+#   1  the first
+SCHEMA = 1
+
+Status = Literal["ok", "failed", "truncated", "timeout", "cut"]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRecord:
+    """Times are seconds of the monotonic clock since the run began; None is 'not measured'."""
+
+    variant: str
+    case: str
+    concurrency: int
+    repeat: int
+    session: int
+    turn: int  # 0: a warm-up
+    status: Status
+    intended_s: float
+    sent_s: float
+    first_s: float | None
+    end_s: float
+    planned_prompt_tokens: int
+    planned_output_tokens: int
+    prompt_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+    eligible_tokens: int
+    finish_reason: str | None = None
+    error: str | None = None
+    answer: bytes = b""  # in the target's notation, for the next turn to extend; content, so not part of the file
+
+    @property
+    def ttft_s(self) -> float | None:
+        """From the moment it was due, so that a late client shows as latency and not as a lighter load."""
+        return None if self.first_s is None or self.status != "ok" else self.first_s - self.intended_s
+
+    @property
+    def lost_tokens(self) -> int | None:
+        return None if self.cached_tokens is None else max(0, self.eligible_tokens - self.cached_tokens)
+
+    @property
+    def late_s(self) -> float:
+        return self.sent_s - self.intended_s
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """results/runs/NAME: run.json, requests.jsonl, server.jsonl, levels.csv, table.md, server logs."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path) -> "Folder":
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise BenchError(f"{path} exists already", "a run never overwrites another: give --out a new folder")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "requests.jsonl").touch()
+        except OSError as error:
+            raise BenchError(
+                f"cannot write to {path}: {error.strerror}", "give --out a folder you can write to"
+            ) from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "Folder":
+        if not (path / "run.json").is_file():
+            raise BenchError(f"{path} is not the folder of a run: it has no run.json")
+        return cls(path)
+
+    def append(self, file: str, row: dict[str, Any]) -> None:
+        """Flushed at once: what has ended stays, whatever happens next."""
+        with (self.path / file).open("a") as out:
+            out.write(json.dumps(row, separators=(",", ":")) + "\n")
+
+    def keep(self, record: TurnRecord) -> None:
+        row = asdict(record)
+        del row["answer"]
+        self.append("requests.jsonl", row)
+
+    def records(self) -> list[TurnRecord]:
+        known = {field.name for field in fields(TurnRecord)}
+        return [
+            TurnRecord(**{name: value for name, value in row.items() if name in known})
+            for row in self.rows("requests.jsonl")
+        ]
+
+    def rows(self, file: str) -> Iterable[dict[str, Any]]:
+        if not (self.path / file).is_file():
+            return
+        lines = (self.path / file).read_text().splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                if number < len(lines):  # the last line may be torn by a crash; any other means damage
+                    raise BenchError(f"{self.path / file}: line {number} is not JSON", exit=Exit.INVALID) from None
+
+    def write(self, file: str, text: str) -> None:
+        """Whole or not at all."""
+        draft = self.path / f".{file}.draft"
+        draft.write_text(text)
+        os.replace(draft, self.path / file)
+
+    def manifest(self) -> dict[str, Any]:
+        run: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+        if run.get("schema") != SCHEMA:
+            raise BenchError(f"{self.path}/run.json has schema {run.get('schema')}, this bench reads {SCHEMA}")
+        return run
+
+    def write_manifest(self, run: dict[str, Any]) -> None:
+        self.write("run.json", json.dumps(run, indent=2) + "\n")

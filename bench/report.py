@@ -1,0 +1,313 @@
+"""What a person sees: the line that moves while a run runs, its table, its verdict, and the same as files."""
+
+import csv
+import io
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import groupby
+from typing import Any, TextIO
+
+from bench import audit, capacity, knee, stats
+from bench.load import Level
+from bench.records import Folder, TurnRecord
+from bench.server import Endpoint
+from bench.stats import METRICS, LevelRow
+
+STUDY_COLUMNS = ("ttft_p50_s", "ttft_p95_s", "ttft_p99_s", "req_per_s")
+OUR_COLUMNS = (
+    "eligible_hit_rate",
+    "lost_tokens",
+    "unlucky",
+    "preemptions",
+    "errors",
+    "requests",
+    "duration_s",
+)
+COLUMNS = STUDY_COLUMNS + OUR_COLUMNS
+WIDTHS = (9, 7, 7, 7, 7, 12, 8, 10, 7, 9, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    run: dict[str, Any]
+    rows: list[LevelRow]
+    warnings: list[audit.Warning]
+
+    @property
+    def valid(self) -> bool:
+        return bool(self.run["verdict"]["valid"])
+
+
+def conclude(folder: Folder) -> Conclusion:
+    """Everything a run says, from its records alone; the same today and in a year."""
+    run, records = folder.manifest(), folder.records()
+    samples = list(folder.rows("server.jsonl"))
+    rows: list[LevelRow] = []
+    warnings: list[audit.Warning] = []
+    verdicts: dict[str, Any] = {}
+    for variant, facts in run["variants"].items():
+        own = [record for record in records if record.variant == variant]
+        here = _rows(own, [sample for sample in samples if sample["variant"] == variant])
+        rows += here
+        if "server" in facts and own:
+            told = {**facts["server"], "hits": _hits(samples, variant)}
+            exact = facts["dialect"]["name"].startswith("token ids")
+            warnings += audit.audit(own, here, told, exact)
+        verdicts[variant] = knee.verdict(here, knee.parse_slo(run["slo"]), _predicted(run, facts))
+    if run["ended"] != "finished":
+        why = "its numbers are those of the levels that were reached"
+        warnings.append(audit.Warning(f"the run did not finish: {run['ended']}", why, "run it again", fatal=True))
+    first = next(iter(verdicts.values()))
+    run["verdict"] = {
+        **first,
+        "valid": bool(rows) and not any(warning.fatal for warning in warnings),
+        "warnings": [asdict(warning) for warning in warnings],
+        "variants": verdicts,
+    }
+    folder.write("levels.csv", to_csv(rows))
+    folder.write("table.md", markdown(run, rows))
+    folder.write_manifest(run)
+    return Conclusion(run, rows, warnings)
+
+
+def _rows(records: Sequence[TurnRecord], samples: Sequence[dict[str, Any]]) -> list[LevelRow]:
+    levels: dict[tuple[str, int], list[TurnRecord]] = {}
+    for record in records:
+        if record.turn > 0:
+            levels.setdefault((record.case, record.concurrency), []).append(record)
+    return [
+        stats.reduce(found, [s for s in samples if (s["case"], s["concurrency"]) == level])
+        for level, found in levels.items()
+    ]
+
+
+def _hits(samples: Sequence[dict[str, Any]], variant: str) -> float | None:
+    """Hit tokens by the server's counter, over all levels."""
+    own = [sample for sample in samples if sample["variant"] == variant]
+    runs = [list(group) for _, group in groupby(own, lambda s: (s["case"], s["concurrency"], s["repeat"]))]
+    growth = [stats.growth(level, "prefix_hits") for level in runs]
+    measured = [value for value in growth if value is not None]
+    return sum(measured) if measured else None
+
+
+def _predicted(run: dict[str, Any], facts: dict[str, Any]) -> float | None:
+    tokens = facts.get("server", {}).get("cache", {}).get("tokens")
+    typical = run["typical"]
+    if tokens is None:
+        return None
+    return capacity.fit(tokens, typical["shared_tokens"], typical["own_tokens"] + typical["output_tokens"])
+
+
+# --- text ---
+
+
+def to_csv(rows: Sequence[LevelRow]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [field.name for field in fields(LevelRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return out.getvalue()
+
+
+def header() -> str:
+    titles = [METRICS[name].title for name in COLUMNS]
+    return "  ".join(["     C", *(title.rjust(width) for title, width in zip(titles, WIDTHS, strict=True))])
+
+
+def line(row: LevelRow) -> str:
+    cells = [stats.show(row, name) for name in COLUMNS]
+    return "  ".join([f"{row.concurrency:6}", *(cell.rjust(width) for cell, width in zip(cells, WIDTHS, strict=True))])
+
+
+def table(rows: Sequence[LevelRow]) -> str:
+    several = len({row.variant for row in rows}) > 1
+    parts = []
+    for (variant, case), group in groupby(rows, lambda row: (row.variant, row.case)):
+        name = f"{variant}, {case}" if several else case
+        parts += [f"{name}: {CASE_TEXT.get(case, CASE_TEXT['miss'])}", header(), *map(line, group), ""]
+    return "\n".join(parts)
+
+
+CASE_TEXT = {
+    "realistic": "sessions, each turn extending the one before",
+    "best": "single requests at full depth, all but the newest tokens cached",
+    "worst": "single requests at full depth, only the shared prompt cached",
+    "miss": "single requests at full depth, that share of them with only the shared prompt cached",
+}
+
+
+def markdown(run: dict[str, Any], rows: Sequence[LevelRow]) -> str:
+    """The study's table and its conditions, ready to be pasted."""
+    titles = ["C", *(METRICS[name].title for name in COLUMNS)]
+    parts = [f"# {title(run)}", "", *[f"- {text}" for text in sentences(run)], ""]
+    for (variant, case), group in groupby(rows, lambda row: (row.variant, row.case)):
+        parts += [f"## {variant}, {case}", "", _cells(titles), _cells(["---:"] * len(titles))]
+        parts += [_cells([str(row.concurrency), *(stats.show(row, name) for name in COLUMNS)]) for row in group]
+        parts.append("")
+    parts += ["## Conditions", "", *[f"- {text}" for text in conditions(run)], ""]
+    return "\n".join(parts)
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def title(run: dict[str, Any]) -> str:
+    first = next(iter(run["variants"].values()))
+    where = first["launch"]["name"] if first["launch"] else first.get("server", {}).get("base_url", "endpoint")
+    return f"{run['workload']['name']} on {where}, {', '.join(run['variants'])}"
+
+
+def sentences(run: dict[str, Any]) -> list[str]:
+    """The verdict, a sentence a thing."""
+    several = len(run["variants"]) > 1
+    texts: list[str] = []
+    for name, verdict in run["verdict"]["variants"].items():
+        prefix = f"{name}: " if several else ""
+        texts += [prefix + text for text in _sentences(verdict, run["levels"])]
+    caveats = {v["launch"]["file"]["caveat"] for v in run["variants"].values() if v["launch"]}
+    texts += [caveat for caveat in caveats if caveat]
+    return texts
+
+
+def _sentences(verdict: dict[str, Any], levels: Sequence[int]) -> list[str]:
+    found, predicted, ceiling = verdict["knee"], verdict["predicted_knee"], verdict["ceiling"]
+    texts = []
+    if found:
+        texts.append(f"Knee: between {found[0]} and {found[1]} sessions (seen in {verdict['seen_in']}).")
+    else:
+        texts.append(f"Knee: none up to {max(levels)} sessions.")
+    if predicted is not None:
+        off = ""
+        if found:
+            near = min(max(predicted, found[0]), found[1])
+            off = ", inside the bracket" if near == predicted else f", {abs(predicted - near):.1f} away from it"
+        texts.append(f"Predicted: {predicted:.1f} sessions fit into the cache the server reported{off}.")
+    if verdict["cause"]:
+        texts.append(f"Cause: {verdict['cause']}.")
+    if ceiling is None:
+        texts.append(f"Ceiling: no level measured keeps {verdict['slo']}.")
+    else:
+        more = " (the highest level measured)" if ceiling == max(levels) else ""
+        texts.append(f"Ceiling: {ceiling} sessions keep {verdict['slo']}{more}.")
+    return texts
+
+
+def conditions(run: dict[str, Any]) -> list[str]:
+    machine = run["machine"]
+    texts = [
+        f"{run['started']}, bench {machine['bench']}: `{' '.join(run['argv'])}`, seed {run['seed']}, salt {run['salt']}"
+    ]
+    cards = ", ".join(f"{gpu['name']} (driver {gpu['driver']})" for gpu in machine["gpus"]) or "no GPU"
+    texts.append(
+        f"{machine['cpu']}, {machine['cores']} cores, {cards}, {machine['system']}, Python {machine['python']}"
+    )
+    texts.append(
+        f"workload {run['workload']['name']} ({run['workload']['digest']}): {run['workload']['file']['summary']}"
+    )
+    for name, facts in run["variants"].items():
+        told, expected = facts.get("server"), facts.get("capacity")
+        if told:
+            tokens = told["cache"]["tokens"]
+            reported = "not told" if tokens is None else f"{tokens:,} tokens"
+            sum_of = f" (arithmetic: {expected['tokens']:,})" if expected and expected["tokens"] is not None else ""
+            texts.append(
+                f"{name}: vLLM {told['version']}, KV cache {reported}{sum_of}, prompts as {facts['dialect']['name']}"
+            )
+            texts.append(f"{name}: `{told['command'] or told['base_url']}`")
+    return texts
+
+
+def closing(done: Conclusion, folder: Folder) -> str:
+    """What stands on the screen when a run is over."""
+    width = min(120, shutil.get_terminal_size().columns)
+    wrap = [textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False) for text in sentences(done.run)]
+    stamp = "VALID" if done.valid else "NOT VALID"
+    parts = [table(done.rows), *wrap, "", f"{stamp}. Files: {folder.path}"]
+    return "\n".join(parts)
+
+
+def cautions(done: Conclusion) -> str:
+    mark = {True: "NOT VALID", False: "warning"}
+    return "\n".join(f"{mark[w.fatal]}: {w.what}: {w.why}. Try: {w.try_next}" for w in done.warnings)
+
+
+# --- while it runs ---
+
+
+class Terminal:
+    """Progress: one moving line on a terminal, plain lines anywhere else."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self.out = out or sys.stderr
+        self.moving = self.out.isatty()
+        self._shown = ""
+        self._drawn_at = 0.0
+        self._level: Level | None = None
+        self._records: list[TurnRecord] = []
+        self._began = 0.0
+        self._left_s: float | None = None
+        self._heading = ("", "")
+
+    def say(self, text: str) -> None:
+        """A state that the next one replaces; elsewhere than on a terminal only when it is another one."""
+        if self.moving:
+            width = shutil.get_terminal_size().columns - 1
+            self.out.write(f"\r\x1b[2K{text[:width]}")
+        elif text and text.partition(" (")[0] != self._shown:
+            self._shown = text.partition(" (")[0]
+            self.out.write(f"{text}\n")
+        self.out.flush()
+
+    def print(self, text: str) -> None:
+        """A line that stays."""
+        self.out.write(f"\r\x1b[2K{text}\n" if self.moving else f"{text}\n")
+        self.out.flush()
+
+    def server_ready(self, target: Endpoint, expected: capacity.Capacity | None, started_s: float) -> None:
+        version = f"vLLM {target.version}" if target.version else "a server that does not tell its version"
+        tokens = target.cache.tokens
+        size = "KV cache not told" if tokens is None else f"KV cache {tokens:,} tokens"
+        sum_of = ""
+        if expected is not None:
+            counted = "" if expected.tokens is None else f"{expected.tokens:,}: "
+            sum_of = f" (arithmetic: {counted}{expected.why})"
+        took = f", up after {started_s:.0f} s" if target.process is not None else ""
+        self.print(f"{version} with {target.model}{took}. {size}{sum_of}.")
+
+    def level_begins(self, level: Level, left_s: float | None) -> None:
+        self._level, self._records, self._left_s = level, [], left_s
+        self._began = time.perf_counter()
+        if self._heading != (level.variant, level.case):
+            self._heading = (level.variant, level.case)
+            self.print(f"{level.variant}, {level.case}: {CASE_TEXT.get(level.case, CASE_TEXT['miss'])}")
+            self.print(header())
+
+    def turn_ended(self, record: TurnRecord) -> None:
+        if record.turn > 0:
+            self._records.append(record)
+        if self.moving and time.perf_counter() - self._drawn_at > 0.25 and self._records:
+            self._drawn_at = time.perf_counter()
+            self.say(self._progress())
+
+    def _progress(self) -> str:
+        assert self._level is not None
+        values = [float("inf") if record.ttft_s is None else record.ttft_s for record in self._records]
+        middle, tail = stats.percentile(values, 0.5), stats.percentile(values, 0.99)
+        eligible = sum(record.eligible_tokens for record in self._records if record.lost_tokens is not None)
+        lost = sum(record.lost_tokens or 0 for record in self._records)
+        hit = f"  hit {1 - lost / eligible:.0%}" if eligible else ""
+        left = "" if self._left_s is None else f"  {_minutes(self._left_s - (time.perf_counter() - self._began))} left"
+        numbers = f"p50 {stats.seconds(middle or 0)}  p99 {stats.seconds(tail or 0)}{hit}{left}"
+        return f"C = {self._level.concurrency}  {len(self._records)} of {self._level.requests} requests  {numbers}"
+
+    def level_ended(self, row: LevelRow) -> None:
+        self.print(line(row))
+
+
+def _minutes(seconds: float) -> str:
+    return f"about {max(1, round(seconds / 60))} min" if seconds > 45 else "under a minute"

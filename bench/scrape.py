@@ -1,0 +1,105 @@
+"""What the server says of itself: its Prometheus page as numbers, absent ones as None."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+
+LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)", re.MULTILINE)
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+# Our name -> the names it has had, newest first. Counters of several engines add up; shares are averaged.
+SERIES: dict[str, tuple[str, ...]] = {
+    "prefix_queries": ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_queries"),
+    "prefix_hits": ("vllm:prefix_cache_hits_total", "vllm:prefix_cache_hits"),
+    "preemptions": ("vllm:num_preemptions_total", "vllm:num_preemptions"),
+    "kv_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    "running": ("vllm:num_requests_running",),
+    "waiting": ("vllm:num_requests_waiting",),
+    "prompt_tokens": ("vllm:prompt_tokens_total",),
+    "generated_tokens": ("vllm:generation_tokens_total",),
+    "queue_s": ("vllm:request_queue_time_seconds_sum",),
+    "prefill_s": ("vllm:request_prefill_time_seconds_sum",),
+    "finished": ("vllm:request_queue_time_seconds_count",),
+}
+AVERAGED = {"kv_usage"}
+Sample = dict[str, float | None]
+
+
+def parse(page: str) -> Sample:
+    found: dict[str, list[float]] = {}
+    for line in LINE.finditer(page):
+        if line["name"].startswith("vllm:"):
+            found.setdefault(line["name"], []).append(float(line["value"]))
+    return {
+        ours: _total(ours, next((found[name] for name in names if name in found), None))
+        for ours, names in SERIES.items()
+    }
+
+
+def _total(ours: str, values: list[float] | None) -> float | None:
+    if values is None:
+        return None
+    return sum(values) / (len(values) if ours in AVERAGED else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFacts:
+    block_size: int | None
+    blocks: int | None
+    tokens: int | None
+    dtype: str | None
+
+
+def cache_facts(page: str) -> CacheFacts:
+    for line in LINE.finditer(page):
+        if line["name"] == "vllm:cache_config_info":
+            labels = dict(LABEL.findall(line["labels"] or ""))
+            size, blocks = _number(labels.get("block_size")), _number(labels.get("num_gpu_blocks"))
+            stated = _number(labels.get("kv_cache_size_tokens"))
+            counted = size * blocks if size and blocks else None
+            return CacheFacts(size, blocks, stated if stated is not None else counted, labels.get("cache_dtype"))
+    return CacheFacts(None, None, None, None)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None
+
+
+def fetch(base_url: str, key: str | None = None) -> str | None:
+    """The metrics page, or None where a server has none."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        response = httpx.get(f"{base_url}/metrics", headers=headers, timeout=30, trust_env=False)
+    except httpx.HTTPError:
+        return None
+    return response.text if response.status_code == 200 else None
+
+
+@asynccontextmanager
+async def watching(
+    base_url: str, now: Callable[[], float], keep: Callable[[float, Sample], None], every_s: float = 1.0
+) -> AsyncIterator[None]:
+    """Hand a sample to `keep` every `every_s` seconds while the body runs."""
+
+    async def watch(http: httpx.AsyncClient) -> None:
+        while True:
+            try:
+                response = await http.get("/metrics")
+                if response.status_code != 200:
+                    return
+                keep(now(), parse(response.text))
+            except httpx.HTTPError:
+                pass  # a server too busy to answer once is asked again
+            await asyncio.sleep(every_s)
+
+    async with httpx.AsyncClient(base_url=base_url, timeout=10, trust_env=False) as http:
+        task = asyncio.create_task(watch(http))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)

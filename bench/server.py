@@ -1,0 +1,391 @@
+"""One vLLM: started with its whole family in a process group of its own, watched until ready, and gone afterwards."""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+
+from bench import model, scrape
+from bench.errors import BenchError, Exit
+from bench.recipe import Launch
+
+TAG = "BENCH_OWNER"  # in the environment of all we start: "pid:start time:folder of the run"
+STOP_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server that answers. A sweep cannot tell one that we started from one that we were pointed at."""
+
+    base_url: str
+    model: str
+    cache: scrape.CacheFacts
+    version: str | None
+    vocabulary: int | None = None
+    key: str | None = None
+    process: subprocess.Popen[bytes] | None = None
+    log: Path | None = None
+
+    def reset_cache(self) -> bool:
+        """True if the server says that its prefix cache is empty now."""
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        try:
+            url = f"{self.base_url}/reset_prefix_cache"
+            return httpx.post(url, headers=headers, timeout=60, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def metrics(self) -> scrape.Sample | None:
+        page = scrape.fetch(self.base_url, self.key)
+        return scrape.parse(page) if page else None
+
+    def alive(self) -> str | None:
+        """None, or how our process ended."""
+        if self.process is None or self.process.poll() is None:
+            return None
+        return f"vLLM ended with exit code {self.process.returncode}: {cause(self.log)}"
+
+
+def connect(url: str, wanted: str | None, key: str | None) -> Endpoint:
+    """A server that someone else runs."""
+    base = url.rstrip("/").removesuffix("/v1")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    hint = "is the server up, and the URL right? A key is read from the environment variable BENCH_API_KEY"
+    try:
+        answer = httpx.get(f"{base}/v1/models", headers=headers, timeout=30, trust_env=False)
+        answer.raise_for_status()
+        models = [entry["id"] for entry in answer.json()["data"]]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        raise BenchError(f"{base}/v1/models does not answer: {error}", hint, Exit.SERVER) from None
+    if wanted is not None and wanted not in models:
+        raise BenchError(f"{base} does not serve {wanted}", f"it serves {', '.join(models)}")
+    page = scrape.fetch(base, key) or ""
+    return Endpoint(base, wanted or models[0], scrape.cache_facts(page), _version(base, key), key=key)
+
+
+def _version(base: str, key: str | None) -> str | None:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        answer = httpx.get(f"{base}/version", headers=headers, timeout=10, trust_env=False)
+        return str(answer.json()["version"]) if answer.status_code == 200 else None
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return None
+
+
+# --- which vLLM, and what it knows ---
+
+
+@dataclass(frozen=True, slots=True)
+class Vllm:
+    command: tuple[str, ...]
+    version: str
+    flags: frozenset[str]
+    kv_dtypes: tuple[str, ...]
+
+
+def find(given: str | None, device: str) -> tuple[str, ...]:
+    """The command that is vLLM: the one given, or the first there is of the usual places."""
+    if given is not None:
+        command = tuple(shlex.split(given))
+        if not command or not shutil.which(command[0]):
+            raise BenchError(f"--vllm {given!r}: no such command")
+        return command
+    beside, engine = Path(sys.executable).parent / "vllm", Path(sys.prefix).parent / ".engine/bin/vllm"
+    usual = [str(beside), "vllm"]
+    for place in [str(engine), *usual] if device == "cpu" else usual:
+        if found := shutil.which(place):
+            return (found,)
+    how = (
+        "run `make install` in a checkout of bench" if device == "cpu" else "run `pip install vllm` on the GPU machine"
+    )
+    raise BenchError("no vllm to be found", f"{how}, give --vllm COMMAND, or --dry-run to see what would be done")
+
+
+def ask(command: tuple[str, ...]) -> Vllm:
+    """What this vLLM knows, from its own help; remembered until its files change, for it takes 20 s to say."""
+    path = Path(shutil.which(command[0]) or command[0])
+    stamp = f"{command} {path.resolve()} {path.stat().st_mtime_ns} 1"
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vllm-agent-bench"
+    note = home / f"{hashlib.sha256(stamp.encode()).hexdigest()[:16]}.json"
+    if note.is_file():
+        known = json.loads(note.read_text())
+        return Vllm(command, known["version"], frozenset(known["flags"]), tuple(known["kv_dtypes"]))
+    version, text = _output(command, "--version"), _output(command, "serve", "--help=all")
+    flags = sorted(set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", text)))
+    choices = re.search(r"--kv-cache-dtype \{([^}]*)\}", text)
+    vllm = Vllm(
+        command,
+        version.split()[-1] if version.split() else "unknown",
+        frozenset(flags),
+        tuple(re.sub(r"\s", "", choices[1]).split(",")) if choices else (),
+    )
+    if "--kv-cache-dtype" not in vllm.flags:
+        last = (text.strip().splitlines() or ["nothing"])[-1]
+        raise BenchError(f"`{shlex.join(command)} serve --help=all` is not vLLM's: {last}", "give --vllm COMMAND")
+    home.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps({"version": vllm.version, "flags": flags, "kv_dtypes": vllm.kv_dtypes}))
+    return vllm
+
+
+def _output(command: tuple[str, ...], *arguments: str) -> str:
+    try:
+        ran = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=180)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BenchError(f"`{shlex.join([*command, *arguments])}` does not run: {error}") from None
+    return ran.stdout or ran.stderr
+
+
+def check(vllm: Vllm, launch: Launch) -> None:
+    """Refuse what this vLLM does not know before anything starts."""
+    for word in launch.extra:
+        name = word.partition("=")[0].replace("_", "-").partition(".")[0]
+        if name.startswith("--") and name not in vllm.flags:
+            raise BenchError(f"vLLM {vllm.version} has no flag {word}", "see `vllm serve --help=all`")
+    if vllm.kv_dtypes and launch.precision.dtype not in vllm.kv_dtypes:
+        ours = ", ".join(launch.file.kv)
+        theirs = ", ".join(vllm.kv_dtypes)
+        raise BenchError(
+            f"--kv {launch.kv}: vLLM {vllm.version} has no cache of type {launch.precision.dtype}",
+            f"launch/{launch.name}.toml names {ours}; this vLLM knows {theirs}",
+        )
+
+
+# --- its life ---
+
+STAGES = (
+    (r"Starting vLLM|vLLM API server version|non-default args", "reading its arguments"),
+    (r"Initializing a V1 LLM engine|Resolved architecture", "starting the engine"),
+    (r"[Ll]oading (model|weights)|Loading safetensors|Starting to load model", "loading the model"),
+    (r"torch\.compile|Dynamo|Compiling", "compiling"),
+    (r"KV cache size", "its cache is laid out"),
+    (r"Capturing|Graph capturing", "capturing CUDA graphs"),
+    (r"Route: |Started server process", "opening its port"),
+)
+
+
+@contextmanager
+def serve(
+    vllm: Vllm, launch: Launch, run: Path, say: Callable[[str], None], start_timeout_s: float = 1200
+) -> Iterator[Endpoint]:
+    """vLLM for as long as the body runs, and not a moment longer."""
+    port = choose_port(launch)
+    loaded = launch.model
+    if model.is_synthetic(launch.model):
+        loaded = str(model.materialise(launch.model, run.resolve() / "model"))
+    command = [*vllm.command, *launch.arguments(loaded, port)]
+    log = run / f"vllm-{launch.kv}.log"
+    number = 1
+    while log.exists():
+        log, number = run / f"vllm-{launch.kv}-{number}.log", number + 1
+    tag = f"{os.getpid()}:{_started(os.getpid())}:{run.resolve()}"
+    (run / f"{log.stem}.command").write_text(shlex.join(command) + "\n")
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **launch.environment(), TAG: tag},
+        )
+    try:
+        base = f"http://127.0.0.1:{port}"
+        _await_ready(process, base, launch, log, say, start_timeout_s)
+        page = scrape.fetch(base) or ""
+        geometry = model.geometry(launch.model) if model.is_synthetic(launch.model) else None
+        vocabulary = geometry.vocabulary if geometry else None
+        cache = scrape.cache_facts(page)
+        yield Endpoint(base, launch.model, cache, vllm.version, vocabulary, process=process, log=log)
+    finally:
+        stop(process, tag)
+
+
+def choose_port(launch: Launch) -> int:
+    """The one the user named after --, if it is free, or any free one."""
+    named = [word for word in launch.extra if word.startswith("--port")]
+    port = int(launch.flag("--port") or 0) if named else 0
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            hint = "give another after --, or leave --port out and a free one is found"
+            raise BenchError(f"port {port} is in use", hint) from None
+        return int(probe.getsockname()[1])
+
+
+def _await_ready(
+    process: subprocess.Popen[bytes],
+    base: str,
+    launch: Launch,
+    log: Path,
+    say: Callable[[str], None],
+    limit_s: float,
+) -> None:
+    """Ready is: our process lives, its port answers, and it serves our model."""
+    began = time.perf_counter()
+    usual = launch.file.serve.start_s
+    with httpx.Client(timeout=5, trust_env=False) as http:
+        while (waited := time.perf_counter() - began) < limit_s:
+            if process.poll() is not None:
+                why, hint = diagnose(log)
+                raise BenchError(f"vLLM did not start: {why}", f"{hint}; its log: {log}".lstrip("; "), Exit.SERVER)
+            try:
+                served = http.get(f"{base}/v1/models").json()["data"]
+                if launch.model in [entry["id"] for entry in served]:
+                    say("")
+                    return
+            except (httpx.HTTPError, ValueError, KeyError):
+                pass
+            say(f"vLLM is {stage(log)} ({waited:.0f} s; a start usually takes about {usual:.0f} s)")
+            time.sleep(0.25)
+    raise BenchError(f"vLLM was not ready after {limit_s:.0f} s, while {stage(log)}", f"its log: {log}", Exit.SERVER)
+
+
+def stage(log: Path) -> str:
+    text = log.read_text(errors="replace")
+    return next((what for pattern, what in reversed(STAGES) if re.search(pattern, text)), "loading its libraries")
+
+
+# Cause in the log -> what to change.
+CURES = (
+    (r"larger than the available KV cache|KV cache is needed|exceeds the KV cache|No available memory for the cache",
+     "the cache is too small for one request of --max-model-len: lower --max-model-len after --, raise"
+     " --gpu-memory-utilization after --, or choose a narrower --kv"),
+    (r"out of memory|OutOfMemory|less than desired GPU memory utilization|Free memory on device",
+     "the card's memory is short: is another process on it (`nvidia-smi`)? Lower --gpu-memory-utilization after --"),
+    (r"unrecognized arguments|invalid choice|expected one argument", "one of the flags after -- is not this vLLM's"),
+    (r"Address already in use|address already in use", "another process took the port: run again"),
+    (r"LocalEntryNotFound|offline|couldn't connect|Repository Not Found|valid model identifier|not a local folder",
+     "the model could not be had: check its name and the network, or serve its geometry without weights:"
+     " --model synthetic:qwen3-4b"),
+    (r"Failed to infer device type|No CUDA|CUDA driver", "this machine has no GPU that vLLM can use: try --gpu cpu"),
+    (r"Not enough allowed NUMA nodes|World size .* larger", "--tp is larger than what this machine has"),
+)  # fmt: skip
+
+
+def diagnose(log: Path) -> tuple[str, str]:
+    why = cause(log)
+    text = log.read_text(errors="replace")
+    for where in (why, text):
+        for pattern, hint in CURES:
+            if re.search(pattern, where):
+                return why, hint
+    return why, ""
+
+
+def cause(log: Path | None) -> str:
+    """The engine's own error: the last `SomeError: …` line that does not merely report another process's failure."""
+    if log is None or not log.is_file():
+        return "it left no log"
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in log.read_text(errors="replace").splitlines()]
+    plain = [re.sub(r"^\([^)]*pid=\d+\)\s*|^(ERROR|INFO) [\d: -]+\[[^\]]*\]\s*", "", line).strip() for line in lines]
+    plain = [re.sub(r"^(ERROR|INFO|WARNING) [\d: -]+\[[^\]]*\]\s*", "", line) for line in plain]
+    errors = [
+        line for line in plain if re.match(r"([\w.]+(Error|Exception|Exit)|(?:vllm|api_server).*: error): ", line)
+    ]
+    own = [line for line in errors if "Engine core initialization failed" not in line and "WorkerProc" not in line]
+    chosen = (own or errors or [line for line in plain if line] or ["it said nothing"])[-1]
+    return chosen[:400]
+
+
+def stop(process: subprocess.Popen[bytes], tag: str) -> None:
+    """Ask the group to end, make it, then prove that nothing of ours is left."""
+    try:
+        _signal(process.pid, signal.SIGTERM)
+        process.wait(STOP_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        pass
+    _signal(process.pid, signal.SIGKILL)  # the engine may outlive its API server
+    deadline = time.perf_counter() + STOP_S
+    while left := [pid for pid, owner in owned() if owner == tag]:
+        for pid in left:  # a child that left the group still carries our tag
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if time.perf_counter() > deadline:
+            raise BenchError(f"processes of our vLLM are still there: {left}", "see `ps`, then kill them", Exit.CLEANUP)
+        process.poll()
+        time.sleep(0.05)
+    process.wait(STOP_S)
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def owned() -> Iterator[tuple[int, str]]:
+    """Every process that carries our tag."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        for variable in variables:
+            if variable.startswith(f"{TAG}=".encode()) and state != "Z":
+                yield int(folder.name), variable.decode(errors="replace").partition("=")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """What an earlier bench left running when it was killed."""
+
+    pids: tuple[int, ...]
+    group: int
+    run: str
+
+
+def orphans() -> list[Orphan]:
+    by_owner: dict[str, list[int]] = {}
+    for pid, owner in owned():
+        bench, _, rest = owner.partition(":")
+        started, _, _run = rest.partition(":")
+        if not bench.isdigit() or _started(int(bench)) != started:
+            by_owner.setdefault(owner, []).append(pid)
+    return [Orphan(tuple(sorted(pids)), _group(min(pids)), owner.split(":", 2)[2]) for owner, pids in by_owner.items()]
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return pid
+
+
+def _started(pid: int) -> str:
+    """When a process began, in the kernel's ticks: tells it from a later one of the same number."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def facts(target: Endpoint) -> dict[str, object]:
+    """What run.json keeps of the server."""
+    return {
+        "base_url": target.base_url,
+        "model": target.model,
+        "version": target.version,
+        "cache": asdict(target.cache),
+        "started_by_us": target.process is not None,
+        "log": target.log.name if target.log else None,
+        "command": (target.log.parent / f"{target.log.stem}.command").read_text().strip() if target.log else None,
+    }

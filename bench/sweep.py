@@ -1,0 +1,272 @@
+"""A whole sweep: for each variant a server, for each level a cold cache and its sessions, every request on file."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from bench import capacity, client, load, machine, scrape, server, stats
+from bench.errors import BenchError, Exit
+from bench.load import Level
+from bench.recipe import Launch
+from bench.records import SCHEMA, Folder, TurnRecord
+from bench.workload import Content, Session, Turn, Workload
+
+STUDY_LEVELS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 48)
+STUDY_REQUESTS = 200
+BOUND_REQUESTS = 20  # at least; and four for each session
+
+
+def ladder() -> Iterator[int]:
+    """The study's levels, then four to an octave."""
+    yield from STUDY_LEVELS
+    yield 56
+    base = 64
+    while True:
+        yield from (base, base * 5 // 4, base * 3 // 2, base * 7 // 4)
+        base *= 2
+
+
+def levels_up_to(limit: int) -> tuple[int, ...]:
+    below: list[int] = []
+    for level in ladder():
+        if level >= limit:
+            return (*below, limit)
+        below.append(level)
+    raise AssertionError("the ladder has no end")
+
+
+def default_levels(fit: float | None) -> tuple[int, ...]:
+    """Up to the second level past where the cache should be full: the knee, and one more to be sure of it."""
+    if fit is None:
+        return STUDY_LEVELS
+    past = [level for level in levels_up_to(int(4 * max(fit, 1)) + 64) if level > fit][:2]
+    return tuple(level for level in levels_up_to(past[-1]) if level <= past[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    workload: Workload
+    concurrencies: tuple[int, ...]
+    bounds: tuple[int, ...]  # the levels at which the best and the worst case are taken too
+    miss_rates: tuple[float, ...]
+    requests: int | None
+    repeats: int
+    seed: int
+    timeout_s: float
+
+    def levels(self, variant: str) -> list[Level]:
+        """Bounds last: the curve is what a user waits for."""
+        made = [self._level(variant, "realistic", concurrency) for concurrency in self.concurrencies]
+        cases = [*(f"miss={rate:g}" for rate in self.miss_rates)]
+        if self.bounds:
+            cases = ["best", *cases, "worst"]
+        made += [self._level(variant, case, concurrency) for case in cases for concurrency in self._bound_levels()]
+        return made
+
+    def _bound_levels(self) -> tuple[int, ...]:
+        return self.bounds or self.concurrencies
+
+    def _level(self, variant: str, case: str, concurrency: int) -> Level:
+        requests = self.requests or STUDY_REQUESTS
+        if case != "realistic":
+            requests = min(requests, max(BOUND_REQUESTS, 4 * concurrency))
+        elif self.requests is None and concurrency > STUDY_LEVELS[-1]:
+            # 200 requests among more sessions than the study had would leave every one of them shallow
+            requests = max(requests, round(concurrency * self.workload.typical(self.seed).turns))
+        return Level(variant, case, concurrency, 0, requests)
+
+    def sessions(self, level: Level) -> Iterator[Session]:
+        if level.case == "realistic":
+            return self.workload.sessions(self.seed, level.concurrency)
+        return self.workload.single_shots(self.seed, load.miss_rate(level.case))
+
+    def expected_s(self, launch: Launch | None, level: Level, fit: float | None) -> float | None:
+        pace = capacity.pace(launch) if launch else None
+        if pace is None:
+            return None
+        each = capacity.level_duration_s(pace, self.workload, level.case, level.concurrency, level.requests, fit)
+        return each * self.repeats
+
+
+class Show(Protocol):
+    """Where a user follows a run."""
+
+    def say(self, text: str) -> None: ...
+
+    def server_ready(self, target: server.Endpoint, expected: capacity.Capacity | None, started_s: float) -> None: ...
+
+    def level_begins(self, level: Level, left_s: float | None) -> None: ...
+
+    def turn_ended(self, record: TurnRecord) -> None: ...
+
+    def level_ended(self, row: stats.LevelRow) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    name: str
+    launch: Launch | None  # None: a server that someone else runs
+    target: AbstractContextManager[server.Endpoint]
+
+
+def manifest(plan: Plan, variants: Sequence[Variant], argv: Sequence[str], slo: str) -> dict[str, Any]:
+    """All that a stranger needs to do it again; what only the server knows is added once it is up."""
+    return {
+        "schema": SCHEMA,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ended": "running",
+        "argv": list(argv),
+        "seed": plan.seed,
+        "salt": secrets.randbits(32),
+        "slo": slo,
+        "workload": asdict(plan.workload),
+        "typical": {
+            "shared_tokens": plan.workload.file.shared_tokens,
+            **asdict(plan.workload.typical(plan.seed)),
+        },
+        "levels": list(plan.concurrencies),
+        "requests": plan.requests,
+        "repeats": plan.repeats,
+        "timeout_s": plan.timeout_s,
+        "machine": asdict(machine.describe()),
+        "variants": {v.name: {"launch": asdict(v.launch) if v.launch else None} for v in variants},
+    }
+
+
+def sweep(plan: Plan, variants: Sequence[Variant], folder: Folder, show: Show, run: dict[str, Any]) -> None:
+    """Leaves the records and the manifest; what they mean is for others to say."""
+    epoch = time.perf_counter()
+    folder.write_manifest(run)
+    ended = "failed"
+    try:
+        for variant in variants:
+            began = time.perf_counter()
+            with variant.target as target:
+                started = time.perf_counter() - began
+                expected = capacity.expected(variant.launch) if variant.launch else None
+                show.server_ready(target, expected, started)
+                facts = server.facts(target)
+                run["variants"][variant.name] |= {
+                    "server": facts,
+                    "started_s": started,
+                    "capacity": asdict(expected) if expected else None,
+                }
+                asyncio.run(_measure(plan, variant, target, folder, show, run, epoch))
+        ended = "finished"
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        ended = "interrupted"
+        raise KeyboardInterrupt from None
+    except BenchError as error:
+        ended = f"failed: {error.message}"
+        raise
+    finally:
+        run["ended"] = ended
+        run["wall_s"] = time.perf_counter() - epoch
+        folder.write_manifest(run)
+
+
+async def _measure(
+    plan: Plan,
+    variant: Variant,
+    target: server.Endpoint,
+    folder: Folder,
+    show: Show,
+    run: dict[str, Any],
+    epoch: float,
+) -> None:
+    dialect = client.probe(target.base_url, target.model, target.key, target.vocabulary)
+    run["variants"][variant.name]["dialect"] = {
+        "name": dialect.name,
+        "reports_cached": dialect.reports_cached,
+    }
+    folder.write_manifest(run)
+    http = client.Client(target.base_url, target.model, dialect, epoch, plan.timeout_s, target.key)
+
+    async def send(turn: Turn) -> TurnRecord:
+        try:
+            record = await http.send(turn)
+        except asyncio.CancelledError:
+            folder.keep(_cut(turn, time.perf_counter() - epoch))
+            raise
+        folder.keep(record)
+        show.turn_ended(record)
+        return record
+
+    content = Content(dialect.words, dialect.separator, plan.seed, run["salt"])
+    stage = load.Stage(content, target.cache.block_size or 1, send, load.WallClock(epoch))
+    fit = capacity.sessions_that_fit(target.cache.tokens, plan.workload, plan.seed) if target.cache.tokens else None
+    levels = plan.levels(variant.name)
+    guesses = [plan.expected_s(variant.launch, level, fit) for level in levels]
+    drift = 1.0
+    for at, (level, guess) in enumerate(zip(levels, guesses, strict=True)):
+        left = None if None in guesses else drift * sum(s for s in guesses[at:] if s is not None)
+        show.level_begins(level, left)
+        began = time.perf_counter()
+        await _level(plan, level, target, folder, show, stage)
+        if guess:
+            drift = (time.perf_counter() - began) / guess
+    http.close()
+
+
+async def _level(
+    plan: Plan, level: Level, target: server.Endpoint, folder: Folder, show: Show, stage: load.Stage
+) -> None:
+    records: list[TurnRecord] = []
+    samples: list[dict[str, Any]] = []
+    for repeat in range(plan.repeats):
+        here = replace(level, repeat=repeat)
+        identity = {
+            "variant": level.variant,
+            "case": level.case,
+            "concurrency": level.concurrency,
+            "repeat": repeat,
+        }
+
+        def keep(at: float, sample: scrape.Sample, identity: dict[str, Any] = identity) -> None:
+            row = {**identity, "t_s": at, **sample}
+            samples.append(row)
+            folder.append("server.jsonl", row)
+
+        def look(keep: Any = keep) -> None:
+            if sample := target.metrics():
+                keep(stage.clock.now(), sample)
+
+        target.reset_cache()
+        look()
+        watch = scrape.watching(target.base_url, stage.clock.now, keep) if samples else contextlib.nullcontext()
+        async with watch:
+            records += await load.play(here, plan.sessions(here), plan.workload.file.arrivals, stage, plan.seed)
+        look()
+        if died := target.alive():
+            raise BenchError(f"at C = {level.concurrency}: {died}", f"its log: {target.log}", Exit.SERVER)
+    show.level_ended(stats.reduce(records, samples))
+
+
+def _cut(turn: Turn, now: float) -> TurnRecord:
+    """A request that we ourselves gave up."""
+    return TurnRecord(
+        variant=turn.variant,
+        case=turn.case,
+        concurrency=turn.concurrency,
+        repeat=turn.repeat,
+        session=turn.session,
+        turn=turn.number,
+        status="cut",
+        intended_s=turn.intended_s,
+        sent_s=turn.intended_s,
+        first_s=None,
+        end_s=now,
+        planned_prompt_tokens=turn.prompt_tokens,
+        planned_output_tokens=turn.output_tokens,
+        prompt_tokens=None,
+        output_tokens=None,
+        cached_tokens=None,
+        eligible_tokens=turn.eligible_tokens,
+        error="interrupted",
+    )

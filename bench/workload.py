@@ -1,0 +1,258 @@
+"""What the agents do: a TOML file and a seed become sessions, a session becomes turns."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from bench import tables
+from bench.errors import BenchError
+
+Owner = Literal["shared", "level", "session"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A size that varies: log-normal by its mean and standard deviation, uniform without one; cut to min and max."""
+
+    min: int
+    max: int
+    mean: float | None = None
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together")
+
+    def draw(self, rng: np.random.Generator) -> int:
+        if self.mean is None or self.std is None:
+            return int(rng.integers(self.min, self.max + 1))
+        variance = math.log(1 + (self.std / self.mean) ** 2)
+        drawn = rng.lognormal(math.log(self.mean) - variance / 2, math.sqrt(variance))
+        return min(self.max, max(self.min, round(drawn)))
+
+
+Size = int | Spread
+
+
+def _draw(size: Size, rng: np.random.Generator) -> int:
+    return size.draw(rng) if isinstance(size, Spread) else size
+
+
+def _largest(size: Size) -> int:
+    return size.max if isinstance(size, Spread) else size
+
+
+@dataclass(frozen=True, slots=True)
+class SessionShape:
+    turns: Size
+    turn_tokens: Size  # what the context grows by each turn, the answer to the turn before included
+    output_tokens: Size
+    max_context: int | None = None  # a session ends before its context passes this
+
+    def __post_init__(self) -> None:
+        if _smallest(self.turns) < 1 or _smallest(self.output_tokens) < 1:
+            raise ValueError("a session has at least one turn, and a turn at least one output token")
+        if _smallest(self.turn_tokens) <= _largest(self.output_tokens) and _largest(self.turns) > 1:
+            raise ValueError("turn_tokens holds the answer before it, so it must be above output_tokens")
+
+
+def _smallest(size: Size) -> int:
+    return size.min if isinstance(size, Spread) else size
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """When sessions begin. Closed: one ends, the next begins. Poisson: at a rate, whatever the server does."""
+
+    start: Literal["together", "spread"] = "together"
+    sessions_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Single requests at full depth that bracket the sessions: all cached, or nothing but the shared prompt."""
+
+    fresh_tokens: int = 200  # of a hit: new behind the cached context
+    bust_tokens: int = 32  # of a miss: between the shared prompt and the context, so that only the former hits
+    miss_depth: Literal["peak", "uniform"] = "peak"  # how deep in its session a miss strikes
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadFile:
+    summary: str
+    shared_tokens: int
+    session: SessionShape
+    arrivals: Arrivals = Arrivals()
+    bounds: Bounds = Bounds()
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    name: str
+    file: WorkloadFile
+    digest: str
+
+    def longest_context(self) -> int:
+        """Tokens of the longest context any case can reach, its last answer included."""
+        shape = self.file.session
+        own = _largest(shape.turns) * _largest(shape.turn_tokens)
+        if shape.max_context is not None:
+            own = min(own, shape.max_context - self.file.shared_tokens)
+        extra = max(self.file.bounds.fresh_tokens, self.file.bounds.bust_tokens)
+        return self.file.shared_tokens + own + extra + _largest(shape.output_tokens)
+
+    def typical(self, seed: int = 0, sessions: int = 64) -> "Typical":
+        plans = [self._steps(seed, index) for index in range(sessions)]
+        turns = sum(map(len, plans))
+        return Typical(
+            turns=turns / sessions,
+            own_tokens=sum(step.new_tokens for steps in plans for step in steps) / sessions,
+            turn_tokens=sum(step.new_tokens for steps in plans for step in steps) / turns,
+            output_tokens=sum(step.output_tokens for steps in plans for step in steps) / turns,
+        )
+
+    def _steps(self, seed: int, index: int) -> tuple["Step", ...]:
+        """Sizes depend on the seed and the session alone: runs and levels with one seed replay the same shapes."""
+        shape = self.file.session
+        rng = np.random.default_rng([seed, index])
+        steps: list[Step] = []
+        context = self.file.shared_tokens
+        for _ in range(_draw(shape.turns, rng)):
+            step = Step(_draw(shape.turn_tokens, rng), _draw(shape.output_tokens, rng))
+            context += step.new_tokens
+            if steps and shape.max_context is not None and context + step.output_tokens > shape.max_context:
+                break
+            steps.append(step)
+        return tuple(steps)
+
+    def sessions(self, seed: int, concurrency: int) -> Iterator["Session"]:
+        """The realistic case, without end; with `spread` the first ones are met in the middle of their lives."""
+        rng = np.random.default_rng([seed, concurrency, 1])
+        index = 0
+        while True:
+            steps = self._steps(seed, index)
+            spread = self.file.arrivals.start == "spread" and index < concurrency
+            depth = int(rng.integers(len(steps))) if spread else 0
+            history = sum(step.new_tokens for step in steps[:depth])
+            opening = (Part("shared", self.file.shared_tokens), Part("session", history))
+            yield Session(index, opening, steps[depth:], first_turn=depth + 1, cached_parts=2 if depth else 1)
+            index += 1
+
+    def single_shots(self, seed: int, miss_rate: float) -> Iterator["Session"]:
+        """Requests at full depth, each a session of its own; a share `miss_rate` of them finds no context cached."""
+        typical, bounds, shared = (
+            self.typical(seed),
+            self.file.bounds,
+            Part("shared", self.file.shared_tokens),
+        )
+        rng = np.random.default_rng([seed, round(miss_rate * 1e6), 2])
+        context, output = round(typical.own_tokens), round(typical.output_tokens)
+        index = 0
+        while True:
+            turn = depth = max(1, round(typical.turns))
+            if rng.random() < miss_rate:
+                if bounds.miss_depth == "uniform":
+                    depth = int(rng.integers(1, turn + 1))
+                bust = Part("session", bounds.bust_tokens)
+                opening: tuple[Part, ...] = (shared, bust, Part("level", context * depth // turn))
+                yield Session(index, opening, (Step(0, output),), depth, cached_parts=1)
+            else:
+                opening = (shared, Part("level", context))
+                yield Session(index, opening, (Step(bounds.fresh_tokens, output),), depth, cached_parts=2)
+            index += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Typical:
+    """Means over sessions: what the arithmetic before a run works with."""
+
+    turns: float
+    own_tokens: float  # unique to a session at its last turn
+    turn_tokens: float
+    output_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    new_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of a prompt, the same for all who share its owner."""
+
+    owner: Owner
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    index: int
+    opening: tuple[Part, ...]
+    steps: tuple[Step, ...]
+    first_turn: int
+    cached_parts: int  # of the opening: how many stand in the cache before the first turn
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(part.tokens for part in self.opening[: self.cached_parts])
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One request to be sent."""
+
+    variant: str
+    case: str
+    concurrency: int
+    repeat: int
+    session: int
+    number: int  # 0: a warm-up, sent before the level is measured
+    prompt: bytes  # tokens in the target's own notation
+    prompt_tokens: int
+    eligible_tokens: int
+    output_tokens: int
+    intended_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Token sequences that nobody has sent before: unique to seed, run, level and session."""
+
+    words: tuple[bytes, ...]
+    separator: bytes
+    seed: int
+    salt: int  # of the run
+
+    def text(self, *identity: int, tokens: int) -> bytes:
+        rng = np.random.default_rng([self.seed, self.salt, *identity])
+        return self.separator.join([self.words[i] for i in rng.integers(len(self.words), size=tokens)])
+
+    def last(self, text: bytes, tokens: int) -> bytes:
+        """The last `tokens` words of a text."""
+        return self.separator.join(text.split(self.separator)[-tokens:]) if tokens > 0 else b""
+
+    def join(self, *pieces: bytes) -> bytes:
+        return self.separator.join([piece for piece in pieces if piece])
+
+
+def load(name: str) -> Workload:
+    path = tables.find("workloads", name)
+    file, digest = tables.read(path, WorkloadFile)
+    return Workload(Path(path).stem, file, digest)
+
+
+def fits(workload: Workload, context: int) -> None:
+    if workload.longest_context() > context:
+        raise BenchError(
+            f"workload {workload.name}: its longest context is {workload.longest_context():,} tokens, "
+            f"--max-model-len is {context:,}",
+            "give --max-model-len behind --, a model with a longer context, or a workload with shorter sessions",
+        )
