@@ -95,7 +95,7 @@ def cli() -> None:
 @click.option(
     "--bounds/--no-bounds",
     default=True,
-    help="Also take the best case (all cached) and the worst (only the shared prompt is), at the first level and the last that should fit.",
+    help="Also take, at two levels, the best case (all cached) and the worst (only the shared prompt is).",
 )
 @click.option(
     "--miss-rate",

@@ -29,18 +29,15 @@ COMMON = (
     "one you were her all she there would their we him been has when who will more no if out so said what up its "
     "about into than them can only other new some could time these two may then do first any my now such like our "
     "over man me even most made after also did many before must through back years where much your way well down "
-    "should because each just those people how too little state good very make world still own see men work long get "
-    "here between both life being under never day same another know while last might us great old year off come since "
-    "against go came right used take three "
-).split()  # noqa: SIM905
+    "should because each just those people how too little state good very make world still own see men work long "
+    "get here between both life being under never day same another know while last might us great old year off come "
+    "since against go came right used take three "
+).split()
 
 # Fields of an event that make it worth parsing; the others only carry text, which is copied as it stands.
 TELLING = re.compile(rb'"finish_reason":\s*"|"usage":\s*\{|"error"')
-ANSWERS = {
-    "word": re.compile(rb'"text":\s*"\s?w(\d+)"'),
-    "id": re.compile(rb'"token_ids":\s*\[([\d,\s]+)\]'),
-    "text": re.compile(rb'"(?:text|content|reasoning_content)":\s*"((?:[^"\\]|\\.)*)"'),
-}
+TEXT = re.compile(rb'"(?:text|content|reasoning_content)":\s*"((?:[^"\\]|\\.)*)"')
+IDS = re.compile(rb'"token_ids":\s*\[([\d,\s]+)\]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +64,16 @@ class Dialect:
             asked |= {"min_tokens": output_tokens, "ignore_eos": True}
         if self.answers == "id":
             asked["return_token_ids"] = True
+        if self.answers == "word":
+            asked["skip_special_tokens"] = False
         return self.closing + b"," + json.dumps(asked, separators=(",", ":")).encode()[1:]
 
     def answer(self, said: bytes) -> bytes:
         """What was generated, as the next prompt has to repeat it: copied out of the events, escapes and all."""
-        return (b"" if self.answers == "text" else b",").join(ANSWERS[self.answers].findall(said)).strip()
+        if self.answers == "id":
+            return b",".join(IDS.findall(said))
+        text = b"".join(TEXT.findall(said)).strip()
+        return text if self.answers == "text" else b",".join(re.findall(rb"w(\d+)", text))
 
 
 def _text(choice: dict[str, Any]) -> str:
@@ -92,6 +94,7 @@ class Response:
         self.headers: dict[str, str] = {}
         self.pieces: list[tuple[float, bytes]] = []
         self.whole = False
+        self.ended_at: float | None = None
         self.touched = False
         self._buffer = bytearray()
         self._left: int | None = None  # bytes left of the body or chunk; None: until the connection closes
@@ -102,6 +105,8 @@ class Response:
         self._buffer += data
         while not self.whole and self._step(at):
             pass
+        if self.whole:
+            self.ended_at = at
 
     def closed(self) -> None:
         """The peer is gone: the end of a body that nothing else delimits, a cut in any other."""
@@ -199,6 +204,7 @@ class Answer:
 
     said: bytes = b""
     first_at: float | None = None
+    last_at: float | None = None
     done: bool = False
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
@@ -225,7 +231,8 @@ def _take_in(answer: Answer, at: float, event: dict[str, Any]) -> None:
     for choice in event.get("choices") or ():
         if answer.first_at is None and _is_token(choice):
             answer.first_at = at
-        answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+        if choice.get("finish_reason"):
+            answer.finish_reason, answer.last_at = choice["finish_reason"], at
 
 
 def _error_text(body: Any) -> str:
@@ -323,7 +330,7 @@ class Client:
             status, error = "timeout", f"no whole answer within {self.timeout_s:g} s"
         except (OSError, ValueError) as problem:
             error = str(problem) or type(problem).__name__
-        ended_at = response.pieces[-1][0] if response.pieces else time.perf_counter()
+        ended_at = time.perf_counter() if response.ended_at is None else response.ended_at
         return self._record(turn, answer, status, error, sent_at, ended_at)
 
     async def _exchange(self, request: bytes) -> Response:
@@ -383,6 +390,7 @@ class Client:
             intended_s=turn.intended_s,
             sent_s=sent_at - self.epoch,
             first_s=None if answer.first_at is None else answer.first_at - self.epoch,
+            last_s=None if answer.last_at is None else answer.last_at - self.epoch,
             end_s=ended_at - self.epoch,
             planned_prompt_tokens=turn.prompt_tokens,
             planned_output_tokens=turn.output_tokens,

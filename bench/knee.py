@@ -111,6 +111,7 @@ def verdict(rows: Sequence[LevelRow], slo: Slo, predicted: float | None) -> dict
         "seen_in": found.seen_in if found else None,
         "ceiling": ceiling(realistic, slo),
         "slo": slo.text,
+        "highest": realistic[-1].concurrency if realistic else None,
         "predicted_knee": predicted,
         "cause": _cause(realistic, found, predicted),
     }

@@ -29,8 +29,9 @@ class TurnRecord:
     status: Status
     intended_s: float
     sent_s: float
-    first_s: float | None
-    end_s: float
+    first_s: float | None  # the first token came
+    last_s: float | None  # the last token came
+    end_s: float  # the response was whole, and the next turn due
     planned_prompt_tokens: int
     planned_output_tokens: int
     prompt_tokens: int | None

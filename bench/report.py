@@ -6,7 +6,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from typing import Any, TextIO
@@ -51,7 +51,7 @@ def conclude(folder: Folder) -> Conclusion:
     verdicts: dict[str, Any] = {}
     for variant, facts in run["variants"].items():
         own = [record for record in records if record.variant == variant]
-        here = _rows(own, [sample for sample in samples if sample["variant"] == variant])
+        here = list(_rows(run, variant, own, [sample for sample in samples if sample["variant"] == variant]))
         rows += here
         if "server" in facts and own:
             told = {**facts["server"], "hits": _hits(samples, variant)}
@@ -74,15 +74,19 @@ def conclude(folder: Folder) -> Conclusion:
     return Conclusion(run, rows, warnings)
 
 
-def _rows(records: Sequence[TurnRecord], samples: Sequence[dict[str, Any]]) -> list[LevelRow]:
-    levels: dict[tuple[str, int], list[TurnRecord]] = {}
+def _rows(
+    run: dict[str, Any], variant: str, records: Sequence[TurnRecord], samples: Sequence[dict[str, Any]]
+) -> Iterator[LevelRow]:
+    """The levels that were played to their end."""
+    turns: dict[tuple[str, int], list[TurnRecord]] = {}
     for record in records:
-        if record.turn > 0:
-            levels.setdefault((record.case, record.concurrency), []).append(record)
-    return [
-        stats.reduce(found, [s for s in samples if (s["case"], s["concurrency"]) == level])
-        for level, found in levels.items()
-    ]
+        if record.turn > 0 and record.status != "cut":
+            turns.setdefault((record.case, record.concurrency), []).append(record)
+    for level in run["levels"]:
+        name = (level["case"], level["concurrency"])
+        found = turns.get(name, [])
+        if level["variant"] == variant and len(found) == level["requests"] * run["repeats"]:
+            yield stats.reduce(found, [s for s in samples if (s["case"], s["concurrency"]) == name])
 
 
 def _hits(samples: Sequence[dict[str, Any]], variant: str) -> float | None:
@@ -168,19 +172,22 @@ def sentences(run: dict[str, Any]) -> list[str]:
     texts: list[str] = []
     for name, verdict in run["verdict"]["variants"].items():
         prefix = f"{name}: " if several else ""
-        texts += [prefix + text for text in _sentences(verdict, run["levels"])]
+        texts += [prefix + text for text in _sentences(verdict)]
     caveats = {v["launch"]["file"]["caveat"] for v in run["variants"].values() if v["launch"]}
     texts += [caveat for caveat in caveats if caveat]
     return texts
 
 
-def _sentences(verdict: dict[str, Any], levels: Sequence[int]) -> list[str]:
+def _sentences(verdict: dict[str, Any]) -> list[str]:
     found, predicted, ceiling = verdict["knee"], verdict["predicted_knee"], verdict["ceiling"]
+    highest = verdict["highest"]
+    if highest is None:
+        return ["No level was played to its end."]
     texts = []
     if found:
         texts.append(f"Knee: between {found[0]} and {found[1]} sessions (seen in {verdict['seen_in']}).")
     else:
-        texts.append(f"Knee: none up to {max(levels)} sessions.")
+        texts.append(f"Knee: none up to {highest} sessions.")
     if predicted is not None:
         off = ""
         if found:
@@ -192,7 +199,7 @@ def _sentences(verdict: dict[str, Any], levels: Sequence[int]) -> list[str]:
     if ceiling is None:
         texts.append(f"Ceiling: no level measured keeps {verdict['slo']}.")
     else:
-        more = " (the highest level measured)" if ceiling == max(levels) else ""
+        more = " (the highest level measured)" if ceiling == highest else ""
         texts.append(f"Ceiling: {ceiling} sessions keep {verdict['slo']}{more}.")
     return texts
 

@@ -166,12 +166,12 @@ def check(vllm: Vllm, launch: Launch) -> None:
 # --- its life ---
 
 STAGES = (
-    (r"Starting vLLM|vLLM API server version|non-default args", "reading its arguments"),
-    (r"Initializing a V1 LLM engine|Resolved architecture", "starting the engine"),
-    (r"[Ll]oading (model|weights)|Loading safetensors|Starting to load model", "loading the model"),
-    (r"torch\.compile|Dynamo|Compiling", "compiling"),
-    (r"KV cache size", "its cache is laid out"),
-    (r"Capturing|Graph capturing", "capturing CUDA graphs"),
+    (r"vLLM API server version|non-default args", "reading its arguments"),
+    (r"Initializing a V1 LLM engine|Resolved architecture", "starting its engine"),
+    (r"Starting to load model|Loading safetensors|Initializing model took", "loading the model"),
+    (r"torch\.compile takes|Dynamo bytecode transform|Compiling a graph", "compiling"),
+    (r"KV cache size", "laying out its cache"),
+    (r"Capturing CUDA graph|Graph capturing", "capturing CUDA graphs"),
     (r"Route: |Started server process", "opening its port"),
 )
 

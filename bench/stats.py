@@ -119,9 +119,10 @@ def _eligible_hit_rate(turns: Sequence[TurnRecord]) -> float | None:
 
 
 def _tpot(record: TurnRecord) -> float | None:
-    if record.status != "ok" or record.first_s is None or not record.output_tokens or record.output_tokens < 2:
+    first, last = record.first_s, record.last_s
+    if first is None or last is None or not record.output_tokens or record.output_tokens < 2:
         return None
-    return (record.end_s - record.first_s) / (record.output_tokens - 1)
+    return (last - first) / (record.output_tokens - 1)
 
 
 def growth(samples: Sequence[dict[str, Any]], name: str) -> float | None:

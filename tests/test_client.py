@@ -1,0 +1,233 @@
+"""Bytes to answers: responses split anywhere, connections kept and broken, streams that are not what they seem."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from bench.client import Client, Dialect, Response, events, judge, understand
+from bench.records import TurnRecord
+from bench.workload import Turn
+
+WORDS = Dialect("token ids", "/v1/completions", b'"prompt":[', b"]", (b"1",), b",", "word", True, True)
+
+
+def token(text: str, finish: str | None = None) -> bytes:
+    return sse({"choices": [{"index": 0, "text": text, "finish_reason": finish}]})
+
+
+def sse(event: object) -> bytes:
+    return b"data: " + json.dumps(event).encode() + b"\n\n"
+
+
+USAGE = sse(
+    {
+        "choices": [],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}},
+    }
+)
+DONE = b"data: [DONE]\n\n"
+STREAM = [token(" w5"), token(" w17", "length"), USAGE, DONE]
+
+
+def chunked(*pieces: bytes) -> bytes:
+    body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n"
+
+
+def body(response: Response) -> bytes:
+    return b"".join(piece for _, piece in response.pieces)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 10_000])
+def test_a_chunked_response_is_read_whatever_way_it_is_split(size: int) -> None:
+    raw = b"HTTP/1.1 100 Continue\r\n\r\n" + chunked(*STREAM)
+    response = Response()
+    for at in range(0, len(raw), size):
+        assert not response.whole
+        response.feed(float(at), raw[at : at + size])
+    assert response.whole
+    assert response.reusable
+    assert body(response) == b"".join(STREAM)
+
+
+def test_bodies_with_a_length_without_one_and_none_at_all() -> None:
+    sized, closing, empty = Response(), Response(), Response()
+    sized.feed(0, b"HTTP/1.1 404 Not Found\r\ncontent-length: 3\r\n\r\nab")
+    assert not sized.whole
+    sized.feed(0, b"c")
+    assert sized.whole
+    closing.feed(0, b"HTTP/1.1 200 OK\r\n\r\nabc")
+    assert not closing.whole
+    closing.closed()
+    assert closing.whole
+    assert not closing.reusable
+    empty.feed(0, b"HTTP/1.1 204 No Content\r\n\r\n")
+    assert empty.whole
+
+
+def test_a_chunk_extension_and_a_trailer_are_passed_over() -> None:
+    response = Response()
+    response.feed(0, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nT: 1\r\n\r\n")
+    assert response.whole
+    assert body(response) == b"abc"
+
+
+@pytest.mark.parametrize("garbage", [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 xyz\r\n\r\n", b"x" * 70_000])
+def test_garbage_is_an_error(garbage: bytes) -> None:
+    with pytest.raises(ValueError, match="HTTP|headers"):
+        Response().feed(0, garbage)
+
+
+def test_an_event_is_stamped_when_its_last_byte_came() -> None:
+    stream = b"".join(STREAM)
+    cut = stream.index(b"\n\n") + 1
+    found = list(events([(1.0, stream[:cut]), (2.0, stream[cut:])]))
+    assert [at for at, _ in found] == [2.0] * 4
+
+
+def test_comments_and_windows_line_ends_and_events_of_several_lines() -> None:
+    found = list(events([(0.0, b": ping\r\n\r\ndata: a\r\ndata: b\r\n\r\nevent: x\ndata:c\n\n")]))
+    assert [data for _, data in found] == [b"a\nb", b"c"]
+
+
+def test_a_role_without_a_word_is_no_token_but_a_thought_is() -> None:
+    role = sse({"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
+    thought = sse({"choices": [{"delta": {"reasoning_content": "hm"}, "finish_reason": None}]})
+    assert understand([(1.0, role), (2.0, thought)]).first_at == 2.0
+
+
+def test_answers_are_copied_in_the_notation_of_the_prompt() -> None:
+    said = understand([(0.0, b"".join(STREAM))]).said
+    assert WORDS.answer(said) == b"5,17"
+    assert WORDS.answer(b'{"id":"cmpl-w9","text":" w5 w6"}\n{"text":" w7"}') == b"5,6,7", "a busy server merges tokens"
+    text = Dialect("text", "/", b"", b"", (b"a",), b" ", "text", True)
+    assert text.answer(b'{"text":" say \\"hi\\""}\n{"text":" there"}') == b'say \\"hi\\" there'
+    ids = Dialect("ids", "/", b"", b"", (b"1",), b",", "id", True)
+    assert ids.answer(b'{"token_ids":[3, 4],"prompt_token_ids":null}\n{"token_ids":[5]}').replace(b" ", b"") == b"3,4,5"
+
+
+@pytest.mark.parametrize(
+    ("stream", "status", "says"),
+    [
+        (STREAM, "ok", None),
+        (STREAM[:3], "truncated", "without [DONE]"),
+        ([token(" w5"), DONE], "truncated", "finish reason"),
+        ([USAGE, DONE], "failed", "without a token"),
+        ([token(" w5"), sse({"error": {"message": "out of blocks"}}), DONE], "failed", "out of blocks"),
+    ],
+)
+def test_a_stream_that_merely_stopped_is_no_success(stream: list[bytes], status: str, says: str | None) -> None:
+    found, error = judge(understand([(0.0, b"".join(stream))]))
+    assert found == status
+    assert (says is None) == (error is None)
+    assert says is None or says in (error or "")
+
+
+# --- against a socket ---
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
+
+
+async def request_of(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    return await reader.readexactly(size)
+
+
+def turn(prompt: bytes = b"1,2,3") -> Turn:
+    return Turn("v", "realistic", 1, 0, 0, 1, prompt, 9, 8, 2, 0.0)
+
+
+def ask(handler: Handler, times: int = 1, timeout_s: float = 5) -> tuple[list[TurnRecord], int]:
+    """The records of `times` requests to a server that serves connection k with handler(…, k), and how many came."""
+
+    async def go() -> tuple[list[TurnRecord], int]:
+        connections = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            try:
+                await handler(reader, writer, connections)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                pass
+            finally:
+                writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        client = Client(f"http://127.0.0.1:{port}", "m", WORDS, 0.0, timeout_s)
+        records = [await client.send(turn()) for _ in range(times)]
+        client.close()
+        server.close()
+        await asyncio.sleep(0)
+        return records, connections
+
+    return asyncio.run(go())
+
+
+def test_a_connection_is_used_again() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
+        while True:
+            sent = json.loads(await request_of(reader))
+            assert sent["prompt"] == [1, 2, 3]
+            assert sent["min_tokens"] == sent["max_tokens"] == 2
+            writer.write(chunked(*STREAM))
+
+    records, connections = ask(handler, times=3)
+    assert connections == 1
+    assert {record.status for record in records} == {"ok"}
+    one = records[0]
+    assert (one.prompt_tokens, one.output_tokens, one.cached_tokens, one.answer) == (9, 2, 4, b"5,17")
+    assert one.first_s is not None
+    assert one.sent_s <= one.first_s <= one.end_s
+
+
+def test_a_connection_closed_while_idle_is_replaced_unseen() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
+        await request_of(reader)
+        writer.write(chunked(*STREAM))
+        await writer.drain()
+
+    records, connections = ask(handler, times=2)
+    assert connections == 2
+    assert {record.status for record in records} == {"ok"}
+
+
+def test_a_connection_closed_in_mid_answer_is_a_failure_and_not_asked_again() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
+        await request_of(reader)
+        writer.write(chunked(*STREAM)[:-40])
+        await writer.drain()
+
+    records, connections = ask(handler)
+    assert connections == 1
+    assert records[0].status == "failed"
+    assert records[0].ttft_s is None
+    assert "closed the connection" in (records[0].error or "")
+
+
+def test_an_error_status_carries_the_servers_words() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
+        await request_of(reader)
+        text = b'{"error":{"message":"prompt too long"}}'
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+        await writer.drain()
+
+    assert ask(handler)[0][0].error == "HTTP 400: prompt too long"
+
+
+def test_a_server_that_never_answers_is_given_up() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
+        await request_of(reader)
+        await reader.read()
+
+    assert ask(handler, timeout_s=0.2)[0][0].status == "timeout"
+
+
+def test_no_server_is_a_record_too() -> None:
+    record = asyncio.run(Client("http://127.0.0.1:9", "m", WORDS, 0.0, 5).send(turn()))
+    assert record.status == "failed"
+    assert record.error

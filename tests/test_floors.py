@@ -1,0 +1,50 @@
+"""A module imports only from the floors below its own: the table of DESIGN, held here."""
+
+import ast
+from pathlib import Path
+
+BENCH = Path(__file__).parent.parent / "bench"
+FLOORS = {
+    "cli": 5,
+    **dict.fromkeys(("sweep", "report"), 4),
+    **dict.fromkeys(("load", "knee", "audit"), 3),
+    **dict.fromkeys(("client", "server", "scrape", "capacity", "stats"), 2),
+    **dict.fromkeys(("workload", "recipe", "records", "machine", "model"), 1),
+    **dict.fromkeys(("errors", "tables"), 0),
+}
+# A server is known by what it says of itself, so `server` reads its metrics page with `scrape`.
+# `tables` raises the one error there is.
+ALLOWED_SIBLINGS = {("server", "scrape"), ("tables", "errors")}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "bench":
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("bench."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {name.name.split(".")[1] for name in node.names if name.name.startswith("bench.")}
+    return {name for name in found if not name.startswith("__")}
+
+
+def modules() -> dict[str, Path]:
+    return {path.stem: path for path in BENCH.glob("*.py") if not path.stem.startswith("__")}
+
+
+def test_every_module_has_a_floor() -> None:
+    assert set(modules()) == set(FLOORS)
+
+
+def test_imports_go_down() -> None:
+    edges = {(name, used) for name, path in modules().items() for used in imported(path)}
+    upwards = {(a, b) for a, b in edges if FLOORS[b] >= FLOORS[a]} - ALLOWED_SIBLINGS
+    assert not upwards
+    assert edges >= ALLOWED_SIBLINGS, "an exception that nobody needs any more"
+
+
+def test_top_folders_hold_data_not_packages() -> None:
+    assert not [
+        path for folder in ("workloads", "launch", "results") for path in (BENCH.parent / folder).glob("__init__.py")
+    ]

@@ -1,0 +1,79 @@
+from bench import recipe, tables
+from bench.recipe import Launch
+
+
+def launch(gpu: str = "l4", kv: str = "fp8", **chosen: object) -> Launch:
+    given = {"model": None, "tp": 1, "prefix_caching": True, "extra": ()} | chosen
+    return recipe.launch(gpu, kv, **given)  # type: ignore[arg-type]
+
+
+def test_all_that_moves_between_versions_is_stated() -> None:
+    words = launch().arguments("M", 1234)
+    for flag in (
+        "--host",
+        "--port",
+        "--max-model-len",
+        "--max-num-batched-tokens",
+        "--max-num-seqs",
+        "--gpu-memory-utilization",
+        "--kv-cache-dtype",
+        "--tensor-parallel-size",
+        "--enable-prefix-caching",
+        "--enable-chunked-prefill",
+    ):
+        assert words.count(flag) == 1
+    assert words[words.index("--host") + 1] == "127.0.0.1"
+
+
+def test_precisions_become_vllms_own_names() -> None:
+    dtypes = {kv: launch(kv=kv).flag("--kv-cache-dtype") for kv in ("fp16", "fp8", "tq4", "int8_per_token_head")}
+    assert dtypes == {
+        "fp16": "auto",
+        "fp8": "fp8",
+        "tq4": "turboquant_4bit_nc",
+        "int8_per_token_head": "int8_per_token_head",
+    }
+    assert launch(kv="tq4").utilization == 0.8
+    assert launch(kv="fp8").utilization == 0.9
+
+
+def test_the_users_flags_replace_ours_in_any_spelling() -> None:
+    extra = ("--max_num_seqs=4", "--no-enable-chunked-prefill", "-tp", "2", "--port", "8123", "--brand-new", "x")
+    words = launch(extra=extra).arguments("M", 1)
+    assert tuple(words[-len(extra) :]) == extra
+    ours = words[: -len(extra)]
+    for flag in ("--max-num-seqs", "--enable-chunked-prefill", "--tensor-parallel-size", "--port"):
+        assert flag not in ours
+
+
+def test_switches_turn_off() -> None:
+    assert "--no-enable-prefix-caching" in launch(prefix_caching=False).arguments("M", 1)
+
+
+def test_the_context_is_what_the_last_word_says() -> None:
+    assert launch().context == 32_768
+    assert launch(extra=("--max-model-len", "64k")).context == 64_000
+    assert launch(extra=("--max-model-len=16K",)).context == 16_384
+
+
+def test_the_cpu_has_the_tokens_of_an_l4_at_each_precision() -> None:
+    blocks = {kv: launch("cpu", kv).flag("--num-gpu-blocks-override") for kv in ("fp16", "fp8", "tq4")}
+    assert blocks == {"fp16": "690", "fp8": "1390", "tq4": "1633"}
+
+
+def test_a_synthetic_model_needs_no_hub() -> None:
+    made = launch("h200", model="synthetic:qwen3-4b-fp8")
+    words = made.arguments("/folder", 1)
+    assert words[words.index("--load-format") + 1] == "dummy"
+    assert words[words.index("--quantization") + 1] == "fp8"
+    assert made.environment()["HF_HUB_OFFLINE"] == "1"
+
+
+def test_every_card_says_where_each_figure_comes_from() -> None:
+    for name in tables.shipped("launch"):
+        file = recipe.load(name)[1]
+        if name != "cpu":
+            assert file.card is not None
+            facts = (file.card.memory_gb, file.card.bandwidth_gb_s, file.card.bf16_tflops, file.card.price_usd_h)
+            assert all(fact.source for fact in facts)
+            assert {"fp16", "fp8", "tq4"} <= set(file.kv)
