@@ -359,7 +359,8 @@ def _rehearsal(plan: "Plan", variants: list[tuple[str, "Launch | None"]]) -> str
         parts.append(f"  {tokens}" + (f"; {fit:.1f} sessions fit" if fit is not None else ""))
         env = " ".join(f"{key}={shlex.quote(value)}" for key, value in launch.environment().items())
         model = launch.model if not launch.model.startswith("synthetic:") else "RUN/model"
-        parts.append(f"  {env} vllm {shlex.join(launch.arguments(model, 0)).replace('--port 0', '--port FREE')}")
+        before = " ".join((*launch.file.serve.before, "vllm"))
+        parts.append(f"  {env} {before} {shlex.join(launch.arguments(model, 0)).replace('--port 0', '--port FREE')}")
         guesses = [plan.expected_s(launch, level, fit) for level in levels]
         unknown = unknown or None in guesses
         total += launch.file.serve.start_s + sum(guess for guess in guesses if guess is not None)

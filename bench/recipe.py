@@ -40,6 +40,7 @@ class Serve:
     start_s: float  # how long a start usually takes
     chunked_prefill: bool = True
     block_size: int | None = None
+    before: tuple[str, ...] = ()  # words in front of the command
     args: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
 

@@ -185,7 +185,7 @@ def serve(
     loaded = launch.model
     if model.is_synthetic(launch.model):
         loaded = str(model.materialise(launch.model, run.resolve() / "model"))
-    command = [*vllm.command, *launch.arguments(loaded, port)]
+    command = [*launch.file.serve.before, *vllm.command, *launch.arguments(loaded, port)]
     log = run / f"vllm-{launch.kv}.log"
     number = 1
     while log.exists():
