@@ -18,6 +18,7 @@ from bench import __version__
 from bench.errors import BenchError, Exit
 
 if TYPE_CHECKING:  # --help must not wait for numpy
+    from bench.engine import Vllm
     from bench.recipe import Launch
     from bench.report import Terminal
     from bench.sweep import Plan, Variant
@@ -155,22 +156,26 @@ def sweep(**given: Any) -> int:
     bench sweep --gpu l4 --kv fp8 -- --max-num-seqs 64     flags after -- go to vllm serve unchanged
     bench sweep --endpoint http://127.0.0.1:8000           a server that is already running
     """
-    from bench import knee, records, report
+    from bench import knee, records, report, server
     from bench import sweep as job
 
     knee.parse_slo(given["slo"])
     terminal = report.Terminal()
-    variants = _variants(given, terminal)
-    plan = _plan(given, variants)
+    launches = _launches(given)
+    vllm = _vllm(given, launches, terminal)
+    plan = _plan(given, launches)
     if given["dry_run"]:
-        click.echo(_rehearsal(plan, variants))
+        click.echo(_rehearsal(plan, launches))
         return Exit.FINE
     _report_orphans(terminal)
+    variants = [] if launches else [_endpoint(given)]
     folder = records.Folder.create(Path(given["out"]) if given["out"] else _default_folder(given))
-    ready = [_started(variant, given, folder, terminal) for variant in variants]
-    run = job.manifest(plan, ready, ["bench", *sys.argv[1:]], given["slo"])
+    for name, launch in launches.items():
+        assert vllm is not None
+        variants.append(job.Variant(name, launch, server.serve(vllm, launch, folder.path, terminal.say)))
+    run = job.manifest(plan, variants, ["bench", *sys.argv[1:]], given["slo"])
     try:
-        job.sweep(plan, ready, folder, terminal, run)
+        job.sweep(plan, variants, folder, terminal, run)
     except (KeyboardInterrupt, BenchError):
         if (folder.path / "run.json").is_file() and folder.records():
             _close(folder, given["as_json"], terminal)
@@ -200,55 +205,62 @@ def _close(folder: Any, as_json: bool, terminal: "Terminal") -> int:
     return Exit.FINE if done.valid else Exit.INVALID
 
 
-def _variants(given: dict[str, Any], terminal: "Terminal") -> list[tuple[str, "Launch | None"]]:
-    """Every server to be measured, refused here if it could not be: nothing has started yet."""
-    from bench import recipe, server
+Launches = dict[str, "Launch"]
+
+
+def _launches(given: dict[str, Any]) -> Launches:
+    """Every server to be started, by the name of its variant; none where one is running already."""
+    from bench import recipe
 
     if given["endpoint"]:
         if given["vary"] or given["extra"] or given["gpu"]:
             raise BenchError(
                 "--endpoint measures a server as it is: --gpu, --vary and flags after -- do not go with it"
             )
-        return [("endpoint", None)]
+        return {}
     if not given["gpu"]:
         raise BenchError("--gpu is missing", f"one of: {', '.join(_shipped('launch'))}; --gpu cpu needs none")
     if stray := [word for word in given["extra"][:1] if not word.startswith("-")]:
         raise BenchError(f"unexpected argument {stray[0]!r}", "flags of vllm serve stand after --")
-    launches = [
-        (
-            name,
-            recipe.launch(
-                given["gpu"],
-                str(chosen.get("kv", given["kv"])),
-                chosen.get("model", given["model"]),
-                _whole(chosen.get("tp", given["tp"])),
-                chosen.get("prefix-caching", "on" if given["prefix_caching"] else "off") == "on",
-                (*given["extra"], *(word for key, value in chosen.items() for word in _flag(key, value))),
-            ),
+    return {
+        name: recipe.launch(
+            given["gpu"],
+            str(chosen.get("kv", given["kv"])),
+            chosen.get("model", given["model"]),
+            _whole(chosen.get("tp", given["tp"])),
+            chosen.get("prefix-caching", "on" if given["prefix_caching"] else "off") == "on",
+            (*given["extra"], *(word for key, value in chosen.items() for word in _flag(key, value))),
         )
         for name, chosen in _combinations(given["vary"], given["kv"])
-    ]
-    _check(launches, given, terminal)
-    for _, launch in launches:
-        server.choose_port(launch)
-    return list(launches)
+    }
 
 
-def _check(launches: list[tuple[str, "Launch"]], given: dict[str, Any], terminal: "Terminal") -> None:
-    from bench import server
+def _vllm(given: dict[str, Any], launches: Launches, terminal: "Terminal") -> "Vllm | None":
+    """The vLLM that will serve them, having been asked whether it can."""
+    from bench import engine, server
 
+    if not launches:
+        return None
     try:
-        command = server.find(given["vllm_command"], launches[0][1].file.device)
+        command = engine.find(given["vllm_command"], next(iter(launches.values())).file.device)
     except BenchError:
         if not given["dry_run"]:
             raise
         terminal.print("no vllm here: precision and flags could not be checked")
-        return
-    terminal.say("asking vLLM what it knows (20 s the first time)")
-    vllm = server.ask(command)
-    terminal.say("")
-    for _, launch in launches:
-        server.check(vllm, launch)
+        return None
+    vllm = engine.ask(command, terminal.say)
+    for launch in launches.values():
+        engine.check(vllm, launch.extra, launch.kv, launch.precision.dtype, launch.file.kv)
+        server.choose_port(launch)
+    return vllm
+
+
+def _endpoint(given: dict[str, Any]) -> "Variant":
+    from bench import server
+    from bench import sweep as job
+
+    target = server.connect(given["endpoint"], given["model"], os.environ.get("BENCH_API_KEY"))
+    return job.Variant("endpoint", None, nullcontext(target))
 
 
 def _combinations(vary: tuple[str, ...], kv: str) -> list[tuple[str, dict[str, str]]]:
@@ -281,15 +293,13 @@ def _whole(value: str | int) -> int:
     return int(value)
 
 
-def _plan(given: dict[str, Any], variants: list[tuple[str, "Launch | None"]]) -> "Plan":
+def _plan(given: dict[str, Any], launches: Launches) -> "Plan":
     from bench import capacity, workload
     from bench import sweep as job
 
     work = workload.load(given["workload_name"])
     fit = None
-    for _, launch in variants:
-        if launch is None:
-            continue
+    for launch in launches.values():
         workload.fits(work, launch.context)
         if (tokens := capacity.expected(launch).tokens) is not None:
             fit = max(fit or 0.0, capacity.sessions_that_fit(tokens, work, given["seed"]))
@@ -314,20 +324,6 @@ def _levels(named: str | None, max_c: int | None, fit: float | None) -> tuple[in
     return job.levels_up_to(max_c) if max_c is not None else job.default_levels(fit)
 
 
-def _started(
-    variant: tuple[str, "Launch | None"], given: dict[str, Any], folder: Any, terminal: "Terminal"
-) -> "Variant":
-    from bench import server
-    from bench import sweep as job
-
-    name, launch = variant
-    if launch is None:
-        target = server.connect(given["endpoint"], given["model"], os.environ.get("BENCH_API_KEY"))
-        return job.Variant(name, None, nullcontext(target))
-    vllm = server.ask(server.find(given["vllm_command"], launch.file.device))
-    return job.Variant(name, launch, server.serve(vllm, launch, folder.path, terminal.say))
-
-
 def _report_orphans(terminal: "Terminal") -> None:
     from bench import server
 
@@ -339,20 +335,17 @@ def _report_orphans(terminal: "Terminal") -> None:
         )
 
 
-def _rehearsal(plan: "Plan", variants: list[tuple[str, "Launch | None"]]) -> str:
+def _rehearsal(plan: "Plan", launches: Launches) -> str:
     from bench import capacity
 
     parts, total = [], 0.0
     unknown = False
-    for name, launch in variants:
+    for name, launch in launches.items():
         levels = plan.levels(name)
         sizes = "  ".join(f"{level.concurrency}({level.requests})" for level in levels if level.case == "realistic")
         parts.append(f"{name}: sessions (requests): {sizes}")
         if bounds := [level for level in levels if level.case != "realistic"]:
             parts.append("  " + "  ".join(f"{level.case} at {level.concurrency}({level.requests})" for level in bounds))
-        if launch is None:
-            unknown = True
-            continue
         expected = capacity.expected(launch)
         fit = capacity.sessions_that_fit(expected.tokens, plan.workload, plan.seed) if expected.tokens else None
         tokens = "KV cache: " + (f"{expected.tokens:,} tokens, {expected.why}" if expected.tokens else expected.why)

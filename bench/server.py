@@ -1,15 +1,11 @@
 """One vLLM: started with its whole family in a process group of its own, watched until ready, and gone afterwards."""
 
-import hashlib
-import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from bench import model, scrape
+from bench.engine import Vllm
 from bench.errors import BenchError, Exit
 from bench.recipe import Launch
 
@@ -85,86 +82,6 @@ def _version(base: str, key: str | None) -> str | None:
         return None
 
 
-# --- which vLLM, and what it knows ---
-
-
-@dataclass(frozen=True, slots=True)
-class Vllm:
-    command: tuple[str, ...]
-    version: str
-    flags: frozenset[str]
-    kv_dtypes: tuple[str, ...]
-
-
-def find(given: str | None, device: str) -> tuple[str, ...]:
-    """The command that is vLLM: the one given, or the first there is of the usual places."""
-    if given is not None:
-        command = tuple(shlex.split(given))
-        if not command or not shutil.which(command[0]):
-            raise BenchError(f"--vllm {given!r}: no such command")
-        return command
-    beside, engine = Path(sys.executable).parent / "vllm", Path(sys.prefix).parent / ".engine/bin/vllm"
-    usual = [str(beside), "vllm"]
-    for place in [str(engine), *usual] if device == "cpu" else usual:
-        if found := shutil.which(place):
-            return (found,)
-    how = (
-        "run `make install` in a checkout of bench" if device == "cpu" else "run `pip install vllm` on the GPU machine"
-    )
-    raise BenchError("no vllm to be found", f"{how}, give --vllm COMMAND, or --dry-run to see what would be done")
-
-
-def ask(command: tuple[str, ...]) -> Vllm:
-    """What this vLLM knows, from its own help; remembered until its files change, for it takes 20 s to say."""
-    path = Path(shutil.which(command[0]) or command[0])
-    stamp = f"{command} {path.resolve()} {path.stat().st_mtime_ns} 1"
-    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vllm-agent-bench"
-    note = home / f"{hashlib.sha256(stamp.encode()).hexdigest()[:16]}.json"
-    if note.is_file():
-        known = json.loads(note.read_text())
-        return Vllm(command, known["version"], frozenset(known["flags"]), tuple(known["kv_dtypes"]))
-    version, text = _output(command, "--version"), _output(command, "serve", "--help=all")
-    flags = sorted(set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", text)))
-    choices = re.search(r"--kv-cache-dtype \{([^}]*)\}", text)
-    vllm = Vllm(
-        command,
-        version.split()[-1] if version.split() else "unknown",
-        frozenset(flags),
-        tuple(re.sub(r"\s", "", choices[1]).split(",")) if choices else (),
-    )
-    if "--kv-cache-dtype" not in vllm.flags:
-        last = (text.strip().splitlines() or ["nothing"])[-1]
-        raise BenchError(f"`{shlex.join(command)} serve --help=all` is not vLLM's: {last}", "give --vllm COMMAND")
-    home.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps({"version": vllm.version, "flags": flags, "kv_dtypes": vllm.kv_dtypes}))
-    return vllm
-
-
-def _output(command: tuple[str, ...], *arguments: str) -> str:
-    try:
-        ran = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=180)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BenchError(f"`{shlex.join([*command, *arguments])}` does not run: {error}") from None
-    return ran.stdout or ran.stderr
-
-
-def check(vllm: Vllm, launch: Launch) -> None:
-    """Refuse what this vLLM does not know before anything starts."""
-    for word in launch.extra:
-        name = word.partition("=")[0].replace("_", "-").partition(".")[0]
-        if name.startswith("--") and name not in vllm.flags:
-            raise BenchError(f"vLLM {vllm.version} has no flag {word}", "see `vllm serve --help=all`")
-    if vllm.kv_dtypes and launch.precision.dtype not in vllm.kv_dtypes:
-        ours = ", ".join(launch.file.kv)
-        theirs = ", ".join(vllm.kv_dtypes)
-        raise BenchError(
-            f"--kv {launch.kv}: vLLM {vllm.version} has no cache of type {launch.precision.dtype}",
-            f"launch/{launch.name}.toml names {ours}; this vLLM knows {theirs}",
-        )
-
-
-# --- its life ---
-
 STAGES = (
     (r"vLLM API server version|non-default args", "reading its arguments"),
     (r"Initializing a V1 LLM engine|Resolved architecture", "starting its engine"),
@@ -190,7 +107,7 @@ def serve(
     number = 1
     while log.exists():
         log, number = run / f"vllm-{launch.kv}-{number}.log", number + 1
-    tag = f"{os.getpid()}:{_started(os.getpid())}:{run.resolve()}"
+    tag = f"{os.getpid()}:{started(os.getpid())}:{run.resolve()}"
     (run / f"{log.stem}.command").write_text(shlex.join(command) + "\n")
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -356,9 +273,8 @@ class Orphan:
 def orphans() -> list[Orphan]:
     by_owner: dict[str, list[int]] = {}
     for pid, owner in owned():
-        bench, _, rest = owner.partition(":")
-        started, _, _run = rest.partition(":")
-        if not bench.isdigit() or _started(int(bench)) != started:
+        bench, began, _ = owner.split(":", 2)
+        if started(int(bench)) != began:
             by_owner.setdefault(owner, []).append(pid)
     return [Orphan(tuple(sorted(pids)), _group(min(pids)), owner.split(":", 2)[2]) for owner, pids in by_owner.items()]
 
@@ -370,7 +286,7 @@ def _group(pid: int) -> int:
         return pid
 
 
-def _started(pid: int) -> str:
+def started(pid: int) -> str:
     """When a process began, in the kernel's ticks: tells it from a later one of the same number."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

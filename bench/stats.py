@@ -165,6 +165,10 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def tokens(value: float) -> str:
+    return f"{value:.0f}" if value < 1000 else f"{value / 1e3:.0f}K" if value < 999_500 else f"{value / 1e6:.1f}M"
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     title: str
@@ -179,7 +183,7 @@ METRICS: dict[str, Metric] = {
     "ttft_p99_s": Metric("p99", "s", "less", seconds),
     "req_per_s": Metric("req/s", "1/s", "more", rate),
     "eligible_hit_rate": Metric("hit", "", "more", share),
-    "lost_tokens": Metric("lost tokens", "tokens", "less", count),
+    "lost_tokens": Metric("lost", "tokens", "less", tokens),
     "unlucky": Metric("unlucky", "requests", "less", count),
     "preemptions": Metric("preempted", "", "less", count),
     "kv_usage_max": Metric("KV used", "", "neither", share),

@@ -76,7 +76,7 @@ def test_a_chunk_extension_and_a_trailer_are_passed_over() -> None:
 
 @pytest.mark.parametrize("garbage", [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 xyz\r\n\r\n", b"x" * 70_000])
 def test_garbage_is_an_error(garbage: bytes) -> None:
-    with pytest.raises(ValueError, match="HTTP|headers"):
+    with pytest.raises(ValueError, match=r"HTTP|headers"):
         Response().feed(0, garbage)
 
 

@@ -1,0 +1,100 @@
+"""Which vLLM is here, and what it knows: versions differ in flags and precisions, so it is asked, not assumed."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import BenchError
+
+
+@dataclass(frozen=True, slots=True)
+class Vllm:
+    command: tuple[str, ...]
+    version: str
+    flags: frozenset[str]
+    kv_dtypes: tuple[str, ...]
+
+
+def find(given: str | None, device: str) -> tuple[str, ...]:
+    """The command that is vLLM: the one given, or the first there is of the usual places."""
+    if given is not None:
+        command = tuple(shlex.split(given))
+        if not command or not shutil.which(command[0]):
+            raise BenchError(f"--vllm {given!r}: no such command")
+        return command
+    beside, engine = Path(sys.executable).parent / "vllm", Path(sys.prefix).parent / ".engine/bin/vllm"
+    usual = [str(beside), "vllm"]
+    for place in [str(engine), *usual] if device == "cpu" else usual:
+        if found := shutil.which(place):
+            return (found,)
+    how = (
+        "run `make install` in a checkout of bench" if device == "cpu" else "run `pip install vllm` on the GPU machine"
+    )
+    raise BenchError("no vllm to be found", f"{how}, give --vllm COMMAND, or --dry-run to see what would be done")
+
+
+def ask(command: tuple[str, ...], say: Callable[[str], None]) -> Vllm:
+    """What this vLLM knows, from its own help; remembered until its script changes, for it takes 20 s to say."""
+    note = _note(command)
+    if note is not None and note.is_file():
+        known = json.loads(note.read_text())
+        return Vllm(command, known["version"], frozenset(known["flags"]), tuple(known["kv_dtypes"]))
+    say("asking vLLM what it knows (20 s, once)")
+    version, text = _output(command, "--version"), _output(command, "serve", "--help=all")
+    flags = sorted(set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", text)))
+    choices = re.search(r"--kv-cache-dtype \{([^}]*)\}", text)
+    vllm = Vllm(
+        command,
+        version.split()[-1] if version.split() else "unknown",
+        frozenset(flags),
+        tuple(re.sub(r"\s", "", choices[1]).split(",")) if choices else (),
+    )
+    if "--kv-cache-dtype" not in vllm.flags:
+        last = (text.strip().splitlines() or ["nothing"])[-1]
+        raise BenchError(f"`{shlex.join(command)} serve --help=all` is not vLLM's: {last}", "give --vllm COMMAND")
+    if note is not None:
+        with contextlib.suppress(OSError):  # without a home to write to, it is asked again next time
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps({"version": vllm.version, "flags": flags, "kv_dtypes": vllm.kv_dtypes}))
+    say("")
+    return vllm
+
+
+def _note(command: tuple[str, ...]) -> Path | None:
+    """Where the answer is remembered; of a command of several words nobody knows when it changes."""
+    if len(command) > 1:
+        return None
+    path = Path(shutil.which(command[0]) or command[0]).resolve()
+    stamp = f"{path} {path.stat().st_mtime_ns} 1"
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vllm-agent-bench"
+    return home / f"{hashlib.sha256(stamp.encode()).hexdigest()[:16]}.json"
+
+
+def _output(command: tuple[str, ...], *arguments: str) -> str:
+    try:
+        ran = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=180)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BenchError(f"`{shlex.join([*command, *arguments])}` does not run: {error}") from None
+    return ran.stdout or ran.stderr
+
+
+def check(vllm: Vllm, extra: tuple[str, ...], kv: str, dtype: str, named: Iterable[str]) -> None:
+    """Refuse what this vLLM does not know before anything starts; `named`: the precisions the recipe has names for."""
+    for word in extra:
+        name = word.partition("=")[0].replace("_", "-").partition(".")[0]
+        if name.startswith("--") and name not in vllm.flags:
+            raise BenchError(f"vLLM {vllm.version} has no flag {word}", "see `vllm serve --help=all`")
+    if vllm.kv_dtypes and dtype not in vllm.kv_dtypes:
+        raise BenchError(
+            f"--kv {kv}: vLLM {vllm.version} has no cache of type {dtype}",
+            f"the recipe names {', '.join(named)}; this vLLM knows {', '.join(vllm.kv_dtypes)}",
+        )

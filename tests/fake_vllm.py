@@ -1,0 +1,88 @@
+"""A stand-in for the vllm command that does on demand what a healthy one cannot: crash, hang, be deaf, speak nonsense.
+
+python fake_vllm.py MODE serve MODEL --port N …
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+HELP = """
+  --kv-cache-dtype {auto,bfloat16,fp8}
+  --port PORT  --host HOST  --model MODEL --max-num-seqs N
+"""
+CRASH = """
+(EngineCore pid=7) ERROR 11-20 20:00:00 [core.py:1] EngineCore failed to start.
+(EngineCore pid=7) ERROR 11-20 20:00:00 [core.py:1] Traceback (most recent call last):
+(EngineCore pid=7) ERROR 11-20 20:00:00 [core.py:1] torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB
+(APIServer pid=6) Traceback (most recent call last):
+(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    model = ""
+    mode = ""
+    asked = 0
+
+    def do_GET(self) -> None:
+        listed = {"data": [{"id": self.model}]}
+        self.answer(200 if self.path in ("/v1/models", "/health") else 404, json.dumps(listed).encode())
+
+    def do_POST(self) -> None:
+        size = int(self.headers["Content-Length"])
+        wanted = json.loads(self.rfile.read(size) or b"{}")
+        if self.path != "/v1/completions":
+            return self.answer(404, b"{}")
+        Handler.asked += 1
+        if self.mode == "dies" and Handler.asked > 6:
+            os._exit(9)
+        if self.mode == "errors" and Handler.asked > 6:
+            return self.answer(500, b'{"error":{"message":"boom"}}')
+        words = wanted["max_tokens"]
+        events = [
+            {"choices": [{"text": " one", "finish_reason": "length" if i == words - 1 else None}]} for i in range(words)
+        ]
+        prompt = len(wanted["prompt"].split()) if isinstance(wanted["prompt"], str) else len(wanted["prompt"])
+        usage = {"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": words}}
+        text = "".join(f"data: {json.dumps(event)}\n\n" for event in [*events, usage]) + "data: [DONE]\n\n"
+        self.answer(200, text.encode())
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def main(mode: str, words: list[str]) -> None:
+    if "--version" in words:
+        return print("0.0.fake")
+    if "--help=all" in words:
+        return print(HELP)
+    if mode == "crash":
+        print(CRASH)
+        sys.exit(1)
+    if mode == "mute":
+        time.sleep(600)
+    if mode == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if mode in ("deaf", "family"):
+        # as vLLM's engine does: a child that outlives its parent; and one in a session of its own
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Handler.model, Handler.mode = words[words.index("--served-model-name") + 1], mode
+    port = int(words[words.index("--port") + 1])
+    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,216 @@
+"""What a user types, and what comes back."""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+SMALL = ("--workload", str(HERE / "real" / "small-agents.toml"))
+
+
+def fake(mode: str) -> tuple[str, str]:
+    return "--vllm", shlex.join([sys.executable, str(HERE / "fake_vllm.py"), mode])
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "bench", *words], capture_output=True, text=True, timeout=60)
+
+
+BAD = {
+    "no card": ((), "--gpu is missing"),
+    "unknown card": (("--gpu", "l5"), "no file launch/l5.toml"),
+    "unknown precision": (("--gpu", "l4", "--kv", "fp3"), "no cache of type fp3"),
+    "strange precision": (("--gpu", "l4", "--kv", "../x"), "is not the name of a precision"),
+    "unknown workload": (("--gpu", "l4", "--workload", "nope"), "no file workloads/nope.toml"),
+    "unknown flag of ours": (("--gpu", "l4", "--max-d", "4"), "No such option"),
+    "unknown flag of vLLM's": (("--gpu", "l4", "--", "--no-such-thing"), "has no flag --no-such-thing"),
+    "a word too many": (("--gpu", "l4", "extra"), "unexpected argument 'extra'"),
+    "levels that are no numbers": (("--gpu", "l4", "--levels", "1,two"), "is not a list of numbers"),
+    "level nought": (("--gpu", "l4", "--levels", "0,1"), "is not a list of numbers"),
+    "levels twice": (("--gpu", "l4", "--levels", "1", "--max-c", "4"), "exclude each other"),
+    "a promise that cannot be read": (("--gpu", "l4", "--slo", "fast"), "is not METRIC<VALUE"),
+    "a prompt longer than the context": (("--gpu", "l4", "--workload", "reviewer"), "longest context is 50,"),
+    "endpoint and card": (("--endpoint", "http://127.0.0.1:9", "--gpu", "l4"), "do not go with it"),
+    "vary without values": (("--gpu", "l4", "--vary", "kv"), "is not WHAT=A,B"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_a_clear_line_and_exit_2_before_anything_starts(at: Path, case: str) -> None:
+    words, says = BAD[case]
+    split = words.index("--") if "--" in words else len(words)
+    ran = bench("sweep", *words[:split], *fake("mute"), *words[split:])
+    assert ran.returncode == 2, ran.stderr
+    assert says in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (at / "results").exists()
+
+
+def test_no_vllm_to_be_found_says_how_to_get_one(at: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "bench", "sweep", "--gpu", "l4"],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "PATH": str(at)},
+    )  # fmt: skip
+    assert ran.returncode == 2
+    assert "no vllm to be found" in ran.stderr
+    assert "pip install vllm" in ran.stderr
+
+
+def test_a_port_in_use_is_refused(at: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ran = bench("sweep", "--gpu", "l4", *fake("mute"), "--", "--port", port)
+    assert ran.returncode == 2
+    assert f"port {port} is in use" in ran.stderr
+
+
+def test_a_folder_that_exists_or_cannot_be_written_is_refused(at: Path) -> None:
+    (at / "old").mkdir()
+    (at / "old" / "run.json").write_text("{}")
+    (at / "file").write_text("")
+    for out, says in (("old", "exists already"), ("file", "exists already"), ("/proc/x", "cannot write")):
+        ran = bench("sweep", "--gpu", "l4", "--model", "M", *fake("mute"), "--out", out)
+        assert ran.returncode == 2, ran.stderr
+        assert says in ran.stderr
+
+
+def test_dry_run_prints_command_levels_and_duration_and_starts_nothing(at: Path) -> None:
+    ran = bench(
+        "sweep", "--gpu", "l4", "--kv", "fp8", "--max-c", "48", "--dry-run", *fake("mute"), "--", "--max-num-seqs", "64"
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "vllm serve Qwen/Qwen3-4B-FP8" in ran.stdout
+    assert "--host 127.0.0.1" in ran.stdout
+    assert ran.stdout.count("--max-num-seqs") == 1
+    levels = "1(200)  2(200)  4(200)  6(200)  8(200)  10(200)  12(200)  14(200)  16(200)  18(200)  20(200)  24(200)"
+    assert f"{levels}  28(200)  32(200)  40(200)  48(200)" in ran.stdout
+    assert "13.0 sessions fit" in ran.stdout
+    assert "Expected duration: about" in ran.stdout
+    assert not (at / "results").exists()
+
+
+def test_past_48_sessions_a_level_takes_one_whole_session_each(at: Path) -> None:
+    ran = bench("sweep", "--gpu", "h200", "--max-c", "100", "--dry-run", *fake("mute"))
+    assert "48(200)  56(672)  64(768)  80(960)  96(1152)  100(1200)" in ran.stdout
+
+
+FAST = ("--gpu", "l4", "--model", "M", *SMALL, "--levels", "1,2", "--requests", "12", "--no-bounds")
+
+
+def test_a_server_that_tells_nothing_is_measured_and_the_rest_is_not_measured(at: Path) -> None:
+    ran = bench("sweep", *FAST, *fake("family"), "--out", "run")
+    assert ran.returncode == 0, ran.stderr
+    run = json.loads((at / "run" / "run.json").read_text())
+    assert run["variants"]["fp8"]["dialect"] == {"name": "text", "reports_cached": False}
+    header, first, _ = (at / "run" / "levels.csv").read_text().splitlines()
+    cells = dict(zip(header.split(","), first.split(","), strict=True))
+    assert float(cells["ttft_p50_s"]) > 0
+    assert cells["lost_tokens"] == cells["prefix_hit_rate"] == cells["preemptions"] == ""
+    assert run["verdict"]["predicted_knee"] is None
+
+
+def test_every_file_of_a_run_is_there(at: Path) -> None:
+    ran = bench("sweep", *FAST, *fake("healthy"), "--out", "run", "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == json.loads((at / "run" / "run.json").read_text())
+    assert {"run.json", "requests.jsonl", "levels.csv", "table.md", "vllm-fp8.log"} <= {
+        p.name for p in (at / "run").iterdir()
+    }
+    run = json.loads(ran.stdout)
+    assert run["argv"][:2] == ["bench", "sweep"]
+    assert run["workload"]["digest"]
+    assert len((at / "run" / "requests.jsonl").read_text().splitlines()) == 2 * (12 + 1)
+
+
+def test_a_server_that_does_not_start_is_exit_3(at: Path) -> None:
+    ran = bench("sweep", *FAST, *fake("crash"), "--out", "run")
+    assert ran.returncode == 3
+    assert "CUDA out of memory" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_server_that_dies_on_the_way_is_exit_3_with_its_requests_on_file(at: Path) -> None:
+    ran = bench("sweep", *FAST, *fake("dies"), "--out", "run")
+    assert ran.returncode == 3, ran.stderr
+    assert "vLLM ended with exit code 9" in ran.stderr
+    statuses = [json.loads(line)["status"] for line in (at / "run" / "requests.jsonl").read_text().splitlines()]
+    assert statuses.count("ok") == 4, "six answers, two of them to the questions before the first level"
+    assert "failed" in statuses
+
+
+def test_errors_make_the_run_invalid_exit_4(at: Path) -> None:
+    ran = bench("sweep", *FAST, *fake("errors"), "--out", "run")
+    assert ran.returncode == 4, ran.stderr
+    assert "NOT VALID" in ran.stdout
+    assert "requests failed" in ran.stderr
+    assert "failed" in (at / "run" / "table.md").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_the_server_starts_leaves_nothing_and_is_exit_130(at: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "bench", "sweep", *FAST, *fake("mute"), "--out", "run"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not (at / "run" / "vllm-fp8.log").exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    left = subprocess.run(["pgrep", "-f", str(at)], capture_output=True, text=True).stdout
+    assert not left
+
+
+def test_an_endpoint_is_measured_and_its_key_reaches_no_file(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_API_KEY", "sk-canary-123")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = ["healthy", "serve", "M", "--served-model-name", "M", "--port", port]
+    process = subprocess.Popen([sys.executable, str(HERE / "fake_vllm.py"), *words])
+    try:
+        for _ in range(100):
+            with socket.socket() as knock:
+                if knock.connect_ex(("127.0.0.1", int(port))) == 0:
+                    break
+            time.sleep(0.1)
+        url = f"http://127.0.0.1:{port}/v1"
+        ran = bench("sweep", "--endpoint", url, *SMALL, "--levels", "2", "--requests", "12", "--out", "run")
+        assert ran.returncode == 0, ran.stderr
+    finally:
+        process.kill()
+        process.wait()
+    assert "sk-canary" not in ran.stdout + ran.stderr
+    assert not [path for path in (at / "run").iterdir() if b"sk-canary" in path.read_bytes()]
+
+
+def test_an_endpoint_that_is_not_there_is_exit_3(at: Path) -> None:
+    ran = bench("sweep", "--endpoint", "http://127.0.0.1:9", *SMALL)
+    assert ran.returncode == 3
+    assert "does not answer" in ran.stderr
+
+
+def test_help_waits_for_no_numbers_library() -> None:
+    loaded = "import sys, bench.cli; print([m for m in ('numpy', 'httpx', 'asyncio') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, cwd=ROOT)
+    assert ran.stdout.strip() == "[]"
+    assert "bench sweep --gpu cpu" in bench("--help").stdout

@@ -1,0 +1,83 @@
+from collections.abc import Callable
+
+import pytest
+
+from bench import knee
+from bench.errors import BenchError
+from bench.stats import LevelRow
+
+Row = Callable[..., LevelRow]
+
+# The study's printed table: C, p50, p95, p99 in seconds, req/s.
+L4 = """
+1 .388 .487 .493 .42|2 .541 .931 .965 .68|4 .717 .99 1.13 1.01|6 1.06 1.43 1.75 1.18|8 1.14 1.73 2.16 1.23
+10 1.19 1.89 2.31 1.33|12 1.25 2.16 2.60 1.36|14 1.29 8.93 38.9 1.05|16 2.10 25.4 35.4 .78|18 2.27 24.3 50.5 .66
+20 2.25 25.5 44.8 .68|24 2.40 32.5 45.4 .72|28 2.55 31.5 34.9 .74|32 2.58 34.1 49.7 .77|40 3.00 39.2 50.5 .84
+48 5.74 40.5 43.2 .89
+"""
+
+
+def levels(row: Row, tails: dict[int, tuple[float, float]], **more: object) -> list[LevelRow]:
+    return [row(concurrency=c, ttft_p50_s=p50, ttft_p99_s=p99, **more) for c, (p50, p99) in tails.items()]
+
+
+def study(row: Row) -> list[LevelRow]:
+    rows = [[float(cell) for cell in line.split()] for line in L4.replace("\n", "|").split("|") if line]
+    return [
+        row(concurrency=int(c), ttft_p50_s=p50, ttft_p95_s=p95, ttft_p99_s=p99, req_per_s=rps)
+        for c, p50, p95, p99, rps in rows
+    ]
+
+
+def bracket(rows: list[LevelRow]) -> tuple[int, int] | None:
+    found = knee.knee(rows)
+    return (found.lo, found.hi) if found else None
+
+
+def test_the_studys_table_has_its_knee_between_12_and_14_and_its_ceiling_at_6(row: Row) -> None:
+    assert bracket(study(row)) == (12, 14)
+    assert knee.ceiling(study(row), knee.parse_slo("ttft_p99<2s")) == 6
+
+
+def test_linear_growth_of_a_saturated_server_is_no_knee(row: Row) -> None:
+    assert bracket(levels(row, {c: (2.1 * c, 2.4 * c) for c in (1, 2, 4, 6, 8, 12, 16, 24, 48)})) is None
+
+
+def test_one_noisy_level_is_no_knee(row: Row) -> None:
+    tails = {1: (0.1, 0.2), 2: (0.1, 0.2), 4: (0.1, 2.0), 6: (0.1, 0.2), 8: (0.1, 0.3), 10: (0.1, 0.3)}
+    assert bracket(levels(row, tails)) is None
+
+
+def test_slow_growth_is_no_knee(row: Row) -> None:
+    assert bracket(levels(row, {c: (0.3 * 1.1**c, 0.5 * 1.15**c) for c in range(1, 20)})) is None
+
+
+def test_lost_tokens_say_it_whatever_the_times_say(row: Row) -> None:
+    rows = [row(concurrency=c, ttft_p50_s=0.1, ttft_p99_s=0.2, unlucky=u, lost_tokens=9 * u) for c, u in
+            ((8, 0), (12, 1), (14, 2), (16, 40))]  # fmt: skip
+    assert bracket(rows) == (12, 14), "1 of 200 is not yet the 99th percentile, 2 of 200 are"
+
+
+def test_the_ceiling_stops_at_the_first_level_that_breaks_the_promise(row: Row) -> None:
+    rows = levels(row, {1: (0.1, 0.5), 2: (0.1, 2.5), 4: (0.1, 0.5)})
+    assert knee.ceiling(rows, knee.parse_slo("ttft_p99<2s")) == 1
+    assert knee.ceiling(rows, knee.parse_slo("ttft_p99<100ms")) is None
+    assert knee.ceiling(rows, knee.parse_slo("ttft_p95<2s")) is None, "not measured keeps no promise"
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "limit", "above"),
+    [("ttft_p99<2s", "ttft_p99_s", 2.0, False), ("ttft_p50_s <= 300 ms", "ttft_p50_s", 0.3, False),
+     ("req_per_s>1.5", "req_per_s", 1.5, True), ("eligible_hit_rate>95%", "eligible_hit_rate", 0.95, True)],
+)  # fmt: skip
+def test_promises_are_read(text: str, metric: str, limit: float, above: bool) -> None:
+    slo = knee.parse_slo(text)
+    assert (slo.metric, slo.above) == (metric, above)
+    assert slo.limit == pytest.approx(limit)
+
+
+@pytest.mark.parametrize("text", ["", "ttft_p99", "ttft_p77<2s", "ttft_p99<fast", "ttft_p99<2parsecs"])
+def test_promises_that_cannot_be_read_list_what_can(text: str) -> None:
+    with pytest.raises(BenchError) as caught:
+        knee.parse_slo(text)
+    assert "ttft_p99" in caught.value.hint
