@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import shutil
 import sys
 import textwrap
@@ -162,7 +163,12 @@ def _cells(cells: Sequence[str]) -> str:
 def title(run: dict[str, Any]) -> str:
     first = next(iter(run["variants"].values()))
     where = first["launch"]["name"] if first["launch"] else first.get("server", {}).get("base_url", "endpoint")
-    return f"{run['workload']['name']} on {where}, {', '.join(run['variants'])}"
+    return plain(f"{run['workload']['name']} on {where}, {', '.join(run['variants'])}")
+
+
+def plain(text: str) -> str:
+    """Names come from files and servers: none of them gets to move the cursor."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "", text)
 
 
 def sentences(run: dict[str, Any]) -> list[str]:
@@ -225,7 +231,7 @@ def conditions(run: dict[str, Any]) -> list[str]:
                 f"{name}: vLLM {told['version']}, KV cache {reported}{sum_of}, prompts as {facts['dialect']['name']}"
             )
             texts.append(f"{name}: `{told['command'] or told['base_url']}`")
-    return texts
+    return [plain(text) for text in texts]
 
 
 def closing(done: Conclusion, folder: Folder) -> str:
@@ -233,7 +239,7 @@ def closing(done: Conclusion, folder: Folder) -> str:
     width = min(100, shutil.get_terminal_size().columns)
     wrap = [textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False) for text in sentences(done.run)]
     stamp = "VALID" if done.valid else "NOT VALID"
-    parts = [table(done.rows), *wrap, "", f"{stamp}. Files: {folder.path}"]
+    parts = [title(done.run), "", table(done.rows), *wrap, "", f"{stamp}. Files: {folder.path}"]
     return "\n".join(parts)
 
 

@@ -1,0 +1,48 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.errors import BenchError
+from bench.records import Folder
+from tests.test_stats import ONE
+
+
+def test_a_record_comes_back_as_it_went_but_for_its_answer(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "run")
+    folder.keep(replace(ONE, answer=b"1,2,3"))
+    assert folder.records() == [replace(ONE, answer=b"")]
+
+
+def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_damage(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "run")
+    folder.keep(ONE)
+    file = folder.path / "requests.jsonl"
+    whole = file.read_text()
+    file.write_text(whole + whole[:50])
+    assert folder.records() == [ONE]
+    file.write_text(whole[:50] + "\n" + whole)
+    with pytest.raises(BenchError, match="line 1 is not JSON"):
+        folder.records()
+
+
+def test_a_field_of_a_later_version_does_not_hinder(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "run")
+    folder.keep(ONE)
+    file = folder.path / "requests.jsonl"
+    file.write_text(file.read_text().replace("{", '{"new_thing": 1, ', 1))
+    assert folder.records() == [ONE]
+
+
+def test_a_run_never_overwrites_another(tmp_path: Path) -> None:
+    Folder.create(tmp_path / "run")
+    with pytest.raises(BenchError, match="exists already"):
+        Folder.create(tmp_path / "run")
+
+
+def test_only_a_runs_folder_of_a_known_schema_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="is not the folder of a run"):
+        Folder.open(tmp_path)
+    (tmp_path / "run.json").write_text('{"schema": 99}')
+    with pytest.raises(BenchError, match="has schema 99"):
+        Folder.open(tmp_path).manifest()
