@@ -11,7 +11,7 @@ from bench.stats import LevelRow
 ERROR_SHARE = 0.01
 COUNTER_SHARE = 0.01
 LATE_SHARE = 0.01  # of p50 TTFT
-LATE_FATAL = 0.10  # of p99 TTFT
+LATE_FATAL = 0.50  # of p99 TTFT: the tail is more the client's than the server's
 LATE_FLOOR_S = 0.002
 P99_REQUESTS = 100  # below this many, p99 is the maximum by another name
 
