@@ -1,7 +1,6 @@
 """One vLLM: started with its whole family in a process group of its own, watched until ready, and gone afterwards."""
 
 import os
-import re
 import shlex
 import signal
 import socket
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from bench import model, scrape
+from bench import diagnosis, model, scrape
 from bench.engine import Vllm
 from bench.errors import BenchError, Exit
 from bench.recipe import Launch
@@ -53,7 +52,7 @@ class Endpoint:
         """None, or how our process ended."""
         if self.process is None or self.process.poll() is None:
             return None
-        return f"vLLM ended with exit code {self.process.returncode}: {cause(self.log)}"
+        return f"vLLM ended with exit code {self.process.returncode}: {diagnosis.cause(self.log)}"
 
 
 def connect(url: str, wanted: str | None, key: str | None) -> Endpoint:
@@ -82,17 +81,6 @@ def _version(base: str, key: str | None) -> str | None:
         return None
 
 
-STAGES = (
-    (r"vLLM API server version|non-default args", "reading its arguments"),
-    (r"Initializing a V1 LLM engine|Resolved architecture", "starting its engine"),
-    (r"Starting to load model|Loading safetensors|Initializing model took", "loading the model"),
-    (r"torch\.compile takes|Dynamo bytecode transform|Compiling a graph", "compiling"),
-    (r"KV cache size", "laying out its cache"),
-    (r"Capturing CUDA graph|Graph capturing", "capturing CUDA graphs"),
-    (r"Route: |Started server process", "opening its port"),
-)
-
-
 @contextmanager
 def serve(
     vllm: Vllm, launch: Launch, run: Path, say: Callable[[str], None], start_timeout_s: float = 1200
@@ -104,9 +92,8 @@ def serve(
         loaded = str(model.materialise(launch.model, run.resolve() / "model"))
     command = [*launch.file.serve.before, *vllm.command, *launch.arguments(loaded, port)]
     log = run / f"vllm-{launch.kv}.log"
-    number = 1
-    while log.exists():
-        log, number = run / f"vllm-{launch.kv}-{number}.log", number + 1
+    while log.exists():  # another variant of the same precision
+        log = log.with_stem(f"{log.stem}-again")
     tag = f"{os.getpid()}:{started(os.getpid())}:{run.resolve()}"
     (run / f"{log.stem}.command").write_text(shlex.join(command) + "\n")
     with log.open("wb") as out:
@@ -158,8 +145,8 @@ def _await_ready(
     with httpx.Client(timeout=5, trust_env=False) as http:
         while (waited := time.perf_counter() - began) < limit_s:
             if process.poll() is not None:
-                why, hint = diagnose(log)
-                raise BenchError(f"vLLM did not start: {why}", f"{hint}; its log: {log}".lstrip("; "), Exit.SERVER)
+                why, hint = diagnosis.diagnose(log)
+                raise BenchError(f"vLLM did not start: {why}", f"{hint}its log: {log}", Exit.SERVER)
             try:
                 served = http.get(f"{base}/v1/models").json()["data"]
                 if launch.model in [entry["id"] for entry in served]:
@@ -167,56 +154,11 @@ def _await_ready(
                     return
             except (httpx.HTTPError, ValueError, KeyError):
                 pass
-            say(f"vLLM is {stage(log)} ({waited:.0f} s; a start usually takes about {usual:.0f} s)")
+            say(f"vLLM is {diagnosis.stage(log)} ({waited:.0f} s; a start usually takes about {usual:.0f} s)")
             time.sleep(0.25)
-    raise BenchError(f"vLLM was not ready after {limit_s:.0f} s, while {stage(log)}", f"its log: {log}", Exit.SERVER)
-
-
-def stage(log: Path) -> str:
-    text = log.read_text(errors="replace")
-    return next((what for pattern, what in reversed(STAGES) if re.search(pattern, text)), "loading its libraries")
-
-
-# Cause in the log -> what to change.
-CURES = (
-    (r"larger than the available KV cache|KV cache is needed|exceeds the KV cache|No available memory for the cache",
-     "the cache is too small for one request of --max-model-len: lower --max-model-len after --, raise"
-     " --gpu-memory-utilization after --, or choose a narrower --kv"),
-    (r"out of memory|OutOfMemory|less than desired GPU memory utilization|Free memory on device",
-     "the card's memory is short: is another process on it (`nvidia-smi`)? Lower --gpu-memory-utilization after --"),
-    (r"unrecognized arguments|invalid choice|expected one argument", "one of the flags after -- is not this vLLM's"),
-    (r"Address already in use|address already in use", "another process took the port: run again"),
-    (r"LocalEntryNotFound|offline|couldn't connect|Repository Not Found|valid model identifier|not a local folder",
-     "the model could not be had: check its name and the network, or serve its geometry without weights:"
-     " --model synthetic:qwen3-4b"),
-    (r"Failed to infer device type|No CUDA|CUDA driver", "this machine has no GPU that vLLM can use: try --gpu cpu"),
-    (r"Not enough allowed NUMA nodes|World size .* larger", "--tp is larger than what this machine has"),
-)  # fmt: skip
-
-
-def diagnose(log: Path) -> tuple[str, str]:
-    why = cause(log)
-    text = log.read_text(errors="replace")
-    for where in (why, text):
-        for pattern, hint in CURES:
-            if re.search(pattern, where):
-                return why, hint
-    return why, ""
-
-
-def cause(log: Path | None) -> str:
-    """The engine's own error: the last `SomeError: …` line that does not merely report another process's failure."""
-    if log is None or not log.is_file():
-        return "it left no log"
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in log.read_text(errors="replace").splitlines()]
-    plain = [re.sub(r"^\([^)]*pid=\d+\)\s*|^(ERROR|INFO) [\d: -]+\[[^\]]*\]\s*", "", line).strip() for line in lines]
-    plain = [re.sub(r"^(ERROR|INFO|WARNING) [\d: -]+\[[^\]]*\]\s*", "", line) for line in plain]
-    errors = [
-        line for line in plain if re.match(r"([\w.]+(Error|Exception|Exit)|(?:vllm|api_server).*: error): ", line)
-    ]
-    own = [line for line in errors if "Engine core initialization failed" not in line and "WorkerProc" not in line]
-    chosen = (own or errors or [line for line in plain if line] or ["it said nothing"])[-1]
-    return chosen[:400]
+    raise BenchError(
+        f"vLLM was not ready after {limit_s:.0f} s, while {diagnosis.stage(log)}", f"its log: {log}", Exit.SERVER
+    )
 
 
 def stop(process: subprocess.Popen[bytes], tag: str) -> None:
@@ -273,8 +215,8 @@ class Orphan:
 def orphans() -> list[Orphan]:
     by_owner: dict[str, list[int]] = {}
     for pid, owner in owned():
-        bench, began, _ = owner.split(":", 2)
-        if started(int(bench)) != began:
+        bench, began, _ = [*owner.split(":", 2), "", ""][:3]
+        if bench.isdigit() and started(int(bench)) != began:
             by_owner.setdefault(owner, []).append(pid)
     return [Orphan(tuple(sorted(pids)), _group(min(pids)), owner.split(":", 2)[2]) for owner, pids in by_owner.items()]
 
