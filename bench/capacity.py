@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from bench.errors import BenchError
 from bench.model import Geometry, geometry
 from bench.recipe import Launch
 from bench.workload import Workload
@@ -41,6 +42,15 @@ class Capacity:
     bytes_per_token: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is known of one variant before it runs."""
+
+    capacity: Capacity
+    sessions: float | None  # that fit
+    duration_s: float | None
+
+
 def expected(launch: Launch) -> Capacity:
     blocks, size = launch.flag("--num-gpu-blocks-override"), launch.flag("--block-size")
     if blocks and size:
@@ -55,8 +65,14 @@ def expected(launch: Launch) -> Capacity:
     if each is None:
         return Capacity(None, f"not known before the server reports it: no layout on file for {launch.precision.dtype}")
     pool = usable - weights - other
+    if pool <= 0:
+        raise BenchError(
+            f"{launch.model} does not fit: {weights:.1f} GB of weights and {other:.1f} GB besides are {-pool:.1f} GB"
+            f" more than {usable:.1f} GB, {launch.utilization:g} of the memory of {launch.tp} x {card.name}",
+            "give a higher --tp, a larger card or a smaller model",
+        )
     return Capacity(
-        tokens=max(0, int(pool * 1e9 / each)),
+        tokens=int(pool * 1e9 / each),
         why=f"({card.memory_gb.value * launch.tp:.1f} GB x {launch.utilization:g} - {weights:.1f} weights"
         f" - {other:.1f} other) / {each:,.0f} B a token",
         memory_gb=card.memory_gb.value * launch.tp,

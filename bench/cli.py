@@ -2,26 +2,27 @@
 
 import json
 import os
-import re
-import shlex
 import signal
 import sys
 from contextlib import nullcontext
 from datetime import datetime
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from bench import __version__
+from bench import __version__, tables
 from bench.errors import BenchError, Exit
 
 if TYPE_CHECKING:  # --help must not wait for numpy
     from bench.engine import Vllm
     from bench.recipe import Launch
     from bench.report import Terminal
-    from bench.sweep import Plan, Variant
+    from bench.server import Endpoint
+    from bench.sweep import Plan
+
+MOST_SESSIONS = 100_000
 
 
 def main() -> None:
@@ -78,14 +79,14 @@ def cli() -> None:
 )
 @click.option(
     "--max-c",
-    type=click.IntRange(1, 100_000),
+    type=click.IntRange(1, MOST_SESSIONS),
     help="Take the levels 1 2 4 6 8 ... up to this many sessions.  [default: two levels past the expected knee]",
 )
 @click.option("--levels", metavar="1,2,4", help="Take just these levels.")
 @click.option(
     "--requests",
     type=click.IntRange(1),
-    help="Requests a level.  [default: 200; past 48 sessions one whole session each]",
+    help="Requests a level.  [default: 200, as the study; one whole session each where 200 could not fill the cache]",
 )
 @click.option(
     "--repeats",
@@ -106,7 +107,12 @@ def cli() -> None:
     metavar="R",
     help="Also take single requests of which this share misses; may be repeated.",
 )
-@click.option("--slo", default="ttft_p99<2s", help="The promise whose ceiling is looked for.")
+@click.option(
+    "--slo",
+    default="ttft_p99<2s",
+    metavar="METRIC<VALUE",
+    help="The promise whose ceiling is looked for: a column of levels.csv, < or >, a value (2s, 300ms, 95%).",
+)
 @click.option(
     "--model",
     metavar="ID",
@@ -163,13 +169,18 @@ def sweep(**given: Any) -> int:
     terminal = report.Terminal()
     launches = _launches(given)
     vllm = _vllm(given, launches, terminal)
-    plan = _plan(given, launches)
+    endpoint = None if launches else _endpoint(given)
+    plan = _plan(given, launches, endpoint)
+    path = Path(given["out"]) if given["out"] else _default_folder(given)
+    records.Folder.vacant(path)
     if given["dry_run"]:
-        click.echo(_rehearsal(plan, launches))
+        names = [*launches] or ["endpoint"]
+        forecasts = {name: job.forecast(plan, name, launch) for name, launch in launches.items()}
+        click.echo(report.rehearsal({name: plan.levels(name) for name in names}, launches, forecasts))
         return Exit.FINE
     _report_orphans(terminal)
-    variants = [] if launches else [_endpoint(given)]
-    folder = records.Folder.create(Path(given["out"]) if given["out"] else _default_folder(given))
+    folder = records.Folder.create(path)
+    variants = [job.Variant("endpoint", None, nullcontext(endpoint))] if endpoint else []
     for name, launch in launches.items():
         assert vllm is not None
         variants.append(job.Variant(name, launch, server.serve(vllm, launch, folder.path, terminal.say)))
@@ -177,7 +188,7 @@ def sweep(**given: Any) -> int:
     try:
         job.sweep(plan, variants, folder, terminal, run)
     except (KeyboardInterrupt, BenchError):
-        if (folder.path / "run.json").is_file() and folder.records():
+        if folder.records():
             _close(folder, given["as_json"], terminal)
         raise
     return _close(folder, given["as_json"], terminal)
@@ -206,33 +217,35 @@ def _close(folder: Any, as_json: bool, terminal: "Terminal") -> int:
 
 
 Launches = dict[str, "Launch"]
+OF_A_SERVER = {"gpu": "--gpu", "kv": "--kv", "tp": "--tp", "prefix_caching": "--prefix-caching", "vary": "--vary",
+               "vllm_command": "--vllm", "extra": "flags after --"}  # fmt: skip
 
 
 def _launches(given: dict[str, Any]) -> Launches:
     """Every server to be started, by the name of its variant; none where one is running already."""
-    from bench import recipe
+    from bench import model, recipe
 
     if given["endpoint"]:
-        if given["vary"] or given["extra"] or given["gpu"]:
-            raise BenchError(
-                "--endpoint measures a server as it is: --gpu, --vary and flags after -- do not go with it"
-            )
+        context = click.get_current_context()
+        named = [
+            said for key, said in OF_A_SERVER.items() if context.get_parameter_source(key) != ParameterSource.DEFAULT
+        ]
+        if named:
+            raise BenchError(f"--endpoint measures a server as it is: {', '.join(named)} cannot change it")
         return {}
-    if not given["gpu"]:
-        raise BenchError("--gpu is missing", f"one of: {', '.join(_shipped('launch'))}; --gpu cpu needs none")
     if stray := [word for word in given["extra"][:1] if not word.startswith("-")]:
-        raise BenchError(f"unexpected argument {stray[0]!r}", "flags of vllm serve stand after --")
-    return {
-        name: recipe.launch(
-            given["gpu"],
-            str(chosen.get("kv", given["kv"])),
-            chosen.get("model", given["model"]),
-            _whole(chosen.get("tp", given["tp"])),
-            chosen.get("prefix-caching", "on" if given["prefix_caching"] else "off") == "on",
-            (*given["extra"], *(word for key, value in chosen.items() for word in _flag(key, value))),
+        raise BenchError(
+            f"unexpected word {stray[0]!r}", "a card is named by --gpu, flags of vllm serve follow after --"
         )
-        for name, chosen in _combinations(given["vary"], given["kv"])
-    }
+    if not given["gpu"]:
+        raise BenchError("--gpu is missing", f"one of: {', '.join(tables.shipped('launch'))}; --gpu cpu needs no GPU")
+    base = recipe.launch(
+        given["gpu"], given["kv"], given["model"], given["tp"], given["prefix_caching"], given["extra"]
+    )
+    launches = recipe.vary(base, given["vary"])
+    for launch in launches.values():
+        model.check(launch.model)
+    return launches
 
 
 def _vllm(given: dict[str, Any], launches: Launches, terminal: "Terminal") -> "Vllm | None":
@@ -243,10 +256,10 @@ def _vllm(given: dict[str, Any], launches: Launches, terminal: "Terminal") -> "V
         return None
     try:
         command = engine.find(given["vllm_command"], next(iter(launches.values())).file.device)
-    except BenchError:
+    except BenchError as error:
         if not given["dry_run"]:
             raise
-        terminal.print("no vllm here: precision and flags could not be checked")
+        terminal.print(f"{error.message}: whether it knows this precision and these flags could not be checked")
         return None
     vllm = engine.ask(command, terminal.say)
     for launch in launches.values():
@@ -255,73 +268,38 @@ def _vllm(given: dict[str, Any], launches: Launches, terminal: "Terminal") -> "V
     return vllm
 
 
-def _endpoint(given: dict[str, Any]) -> "Variant":
+def _endpoint(given: dict[str, Any]) -> "Endpoint":
     from bench import server
-    from bench import sweep as job
 
-    target = server.connect(given["endpoint"], given["model"], os.environ.get("BENCH_API_KEY"))
-    return job.Variant("endpoint", None, nullcontext(target))
+    return server.connect(given["endpoint"], given["model"], os.environ.get("BENCH_API_KEY"))
 
 
-def _combinations(vary: tuple[str, ...], kv: str) -> list[tuple[str, dict[str, str]]]:
-    axes = []
-    for text in vary:
-        key, _, values = text.partition("=")
-        if not key or not all(values.split(",")):
-            raise BenchError(f"--vary {text!r} is not WHAT=A,B", "for example --vary kv=fp16,fp8,tq4")
-        axes.append([(key.lstrip("-").replace("_", "-"), value) for value in values.split(",")])
-    if not axes:
-        return [(kv, {})]
-    return [
-        (", ".join(value if key == "kv" else f"{key}={value}" for key, value in chosen), dict(chosen))
-        for chosen in product(*axes)
-    ]
-
-
-def _flag(key: str, value: str) -> tuple[str, ...]:
-    """A varied flag of vLLM's; on and off are its switches."""
-    if key in ("kv", "tp", "model", "prefix-caching"):
-        return ()
-    if value in ("on", "off"):
-        return (f"--{key}" if value == "on" else f"--no-{key}",)
-    return (f"--{key}", value)
-
-
-def _whole(value: str | int) -> int:
-    if not str(value).isdigit() or int(value) < 1:
-        raise BenchError(f"--vary tp={value}: not a number of GPUs")
-    return int(value)
-
-
-def _plan(given: dict[str, Any], launches: Launches) -> "Plan":
+def _plan(given: dict[str, Any], launches: Launches, endpoint: "Endpoint | None") -> "Plan":
     from bench import capacity, workload
     from bench import sweep as job
 
     work = workload.load(given["workload_name"])
-    fit = None
     for launch in launches.values():
         workload.fits(work, launch.context)
-        if (tokens := capacity.expected(launch).tokens) is not None:
-            fit = max(fit or 0.0, capacity.sessions_that_fit(tokens, work, given["seed"]))
-    levels = _levels(given["levels"], given["max_c"], fit)
-    fitting = [level for level in levels if fit is None or level <= fit] or [levels[0]]
-    bounds = tuple(sorted({levels[0], fitting[-1]})) if given["bounds"] else ()
-    requests, repeats, timeout_s = given["requests"], given["repeats"], given["timeout_s"]
-    return job.Plan(work, levels, bounds, given["miss_rates"], requests, repeats, given["seed"], timeout_s)
+    tokens = [capacity.expected(launch).tokens for launch in launches.values()]
+    return job.plan(
+        work,
+        [endpoint.cache.tokens] if endpoint else tokens,
+        _levels(given["levels"], given["max_c"]),
+        *(given[name] for name in ("max_c", "bounds", "miss_rates", "requests", "repeats", "seed", "timeout_s")),
+    )
 
 
-def _levels(named: str | None, max_c: int | None, fit: float | None) -> tuple[int, ...]:
-    from bench import sweep as job
-
-    if named is not None and max_c is not None:
+def _levels(named: str | None, max_c: int | None) -> tuple[int, ...] | None:
+    if named is None:
+        return None
+    if max_c is not None:
         raise BenchError("--levels and --max-c exclude each other")
-    if named is not None:
-        if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", named) or 0 in (found := {int(n) for n in named.split(",")}):
-            raise BenchError(
-                f"--levels {named!r} is not a list of numbers of sessions", "for example --levels 1,4,8,12"
-            )
-        return tuple(sorted(found))
-    return job.levels_up_to(max_c) if max_c is not None else job.default_levels(fit)
+    found = {int(word) if word.strip().isdigit() else 0 for word in named.split(",")}
+    if not all(1 <= level <= MOST_SESSIONS for level in found):
+        hint = f"for example --levels 1,4,8,12; each from 1 to {MOST_SESSIONS:,}"
+        raise BenchError(f"--levels {named!r} is not a list of numbers of sessions", hint)
+    return tuple(sorted(found))
 
 
 def _report_orphans(terminal: "Terminal") -> None:
@@ -333,38 +311,6 @@ def _report_orphans(terminal: "Terminal") -> None:
             f"run {orphan.run}); its bench was killed. It holds memory and time of this machine. "
             f"End it with: kill -- -{orphan.group}"
         )
-
-
-def _rehearsal(plan: "Plan", launches: Launches) -> str:
-    from bench import capacity
-
-    parts, total = [], 0.0
-    unknown = False
-    for name, launch in launches.items():
-        levels = plan.levels(name)
-        sizes = "  ".join(f"{level.concurrency}({level.requests})" for level in levels if level.case == "realistic")
-        parts.append(f"{name}: sessions (requests): {sizes}")
-        if bounds := [level for level in levels if level.case != "realistic"]:
-            parts.append("  " + "  ".join(f"{level.case} at {level.concurrency}({level.requests})" for level in bounds))
-        expected = capacity.expected(launch)
-        fit = capacity.sessions_that_fit(expected.tokens, plan.workload, plan.seed) if expected.tokens else None
-        tokens = "KV cache: " + (f"{expected.tokens:,} tokens, {expected.why}" if expected.tokens else expected.why)
-        parts.append(f"  {tokens}" + (f"; {fit:.1f} sessions fit" if fit is not None else ""))
-        env = " ".join(f"{key}={shlex.quote(value)}" for key, value in launch.environment().items())
-        model = launch.model if not launch.model.startswith("synthetic:") else "RUN/model"
-        before = " ".join((*launch.file.serve.before, "vllm"))
-        parts.append(f"  {env} {before} {shlex.join(launch.arguments(model, 0)).replace('--port 0', '--port FREE')}")
-        guesses = [plan.expected_s(launch, level, fit) for level in levels]
-        unknown = unknown or None in guesses
-        total += launch.file.serve.start_s + sum(guess for guess in guesses if guess is not None)
-    known = f"about {max(1, round(total / 60))} min, a first-order guess" if not unknown else "not known"
-    return "\n".join([*parts, f"Expected duration: {known}."])
-
-
-def _shipped(folder: str) -> list[str]:
-    from bench import tables
-
-    return tables.shipped(folder)
 
 
 def _default_folder(given: dict[str, Any]) -> Path:

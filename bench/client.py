@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from bench import scrape
 from bench.errors import BenchError, Exit
 from bench.records import Status, TurnRecord
 from bench.workload import Turn
@@ -333,6 +334,11 @@ class Client:
         ended_at = time.perf_counter() if response.ended_at is None else response.ended_at
         return self._record(turn, answer, status, error, sent_at, ended_at)
 
+    def cut(self, turn: Turn) -> TurnRecord:
+        """A turn that we ourselves gave up."""
+        now = time.perf_counter()
+        return self._record(turn, Answer(), "cut", "interrupted", now, now)
+
     async def _exchange(self, request: bytes) -> Response:
         while self._idle:
             connection = self._idle.pop()
@@ -424,8 +430,7 @@ def judge(answer: Answer) -> tuple[Status, str | None]:
 
 def probe(base_url: str, model: str, key: str | None, vocabulary: int | None) -> Dialect:
     """Ask the target how it takes prompts; `vocabulary` is the size of our own synthetic tokenizer's, if it is that."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=base_url, headers=headers, timeout=120, trust_env=False) as http:
+    with httpx.Client(base_url=base_url, headers=scrape.bearer(key), timeout=120, trust_env=False) as http:
         problems: list[str] = []
         for candidate in _candidates(http, model, vocabulary):
             asked = b"".join((candidate.head(model), _sample(candidate), candidate.tail(4)))

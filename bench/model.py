@@ -68,13 +68,14 @@ def geometry(model: str, fp8_weights: bool = False) -> Geometry | None:
 
 def config_of(model: str) -> dict[str, Any] | None:
     """A folder's config.json, the hub's local copy, or the one shipped for a model of that name."""
+    model = model.removeprefix(SYNTHETIC)
     if (folder := Path(model) / "config.json").is_file():
         return _read(folder)
     cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     snapshots = sorted((cache / "hub" / f"models--{model.replace('/', '--')}").glob("snapshots/*/config.json"))
     if snapshots:
         return _read(snapshots[-1])
-    name = model.removeprefix(SYNTHETIC).split("/")[-1].lower().removesuffix("-fp8")
+    name = model.split("/")[-1].lower().removesuffix("-fp8")
     known = name in tables.shipped("launch/models", ".json")
     return _read(tables.find("launch/models", name, ".json")) if known else None
 
@@ -84,12 +85,17 @@ def _read(path: Path) -> dict[str, Any]:
     return config
 
 
-def materialise(model: str, folder: Path) -> Path:
-    """Write what vLLM needs to serve `synthetic:NAME` into `folder`: the config and a tokenizer of plain words."""
-    config = config_of(model.removeprefix(SYNTHETIC))
-    if config is None:
+def check(model: str) -> None:
+    """Refuse a synthetic model whose shapes nobody knows."""
+    if is_synthetic(model) and geometry(model) is None:
         known = ", ".join(tables.shipped("launch/models", ".json"))
         raise BenchError(f"no geometry for {model}", f"shipped: {known}; or synthetic:FOLDER, with a config.json in it")
+
+
+def materialise(model: str, folder: Path) -> Path:
+    """Write what vLLM needs to serve `synthetic:NAME` into `folder`: the config and a tokenizer of plain words."""
+    check(model)
+    config = config_of(model) or {}
     folder.mkdir(parents=True, exist_ok=True)
     config.pop("quantization_config", None)
     words = {f"{WORD}{token}": token for token in range(config["vocab_size"])}

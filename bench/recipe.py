@@ -1,7 +1,7 @@
 """Where and how vLLM is served: a TOML file a machine, and the command line that its choices come to."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -84,6 +84,12 @@ class Launch:
     tp: int = 1
     prefix_caching: bool = True
     extra: tuple[str, ...] = ()  # the user's own flags, passed on unchanged; they win over ours
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.kv):
+            raise BenchError(
+                f"--kv {self.kv!r} is not the name of a precision", f"known here: {', '.join(self.file.kv)}"
+            )
 
     @property
     def precision(self) -> Precision:
@@ -181,6 +187,40 @@ def load(gpu: str) -> tuple[str, RecipeFile, str]:
 
 def launch(gpu: str, kv: str, model: str | None, tp: int, prefix_caching: bool, extra: tuple[str, ...]) -> Launch:
     name, file, digest = load(gpu)
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", kv):
-        raise BenchError(f"--kv {kv!r} is not the name of a precision", f"known here: {', '.join(file.kv)}")
     return Launch(name, file, digest, kv, model or file.serve.model, tp, prefix_caching, extra)
+
+
+def vary(base: Launch, axes: tuple[str, ...]) -> dict[str, Launch]:
+    """Every combination of `WHAT=A,B` texts, by a name that tells them apart."""
+    made = {base.kv: base}
+    for at, text in enumerate(axes):
+        what, _, values = text.partition("=")
+        what = what.lstrip("-").replace("_", "-")
+        if not what or not all(values.split(",")):
+            raise BenchError(f"--vary {text!r} is not WHAT=A,B", "for example --vary kv=fp16,fp8,tq4")
+        if what in {_topic(word) for word in base.extra}:
+            raise BenchError(f"--vary {what} and --{what} after -- say different things", "leave one of them out")
+        made = {
+            ", ".join(filter(None, (name if at else "", value if what == "kv" else f"{what}={value}"))): _with(
+                one, what, value
+            )
+            for name, one in made.items()
+            for value in values.split(",")
+        }
+    return made
+
+
+def _with(launch: Launch, what: str, value: str) -> Launch:
+    """One thing changed; on and off are vLLM's switches."""
+    if what == "kv":
+        return replace(launch, kv=value)
+    if what == "model":
+        return replace(launch, model=value)
+    if what == "tp":
+        if not value.isdigit() or int(value) < 1:
+            raise BenchError(f"--vary tp={value}: not a number of GPUs")
+        return replace(launch, tp=int(value))
+    if what == "prefix-caching":
+        return replace(launch, prefix_caching=value == "on")
+    flags = {"on": (f"--{what}",), "off": (f"--no-{what}",)}.get(value, (f"--{what}", value))
+    return replace(launch, extra=(*launch.extra, *flags))

@@ -62,10 +62,14 @@ class Folder:
 
     path: Path
 
-    @classmethod
-    def create(cls, path: Path) -> "Folder":
+    @staticmethod
+    def vacant(path: Path) -> None:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise BenchError(f"{path} exists already", "a run never overwrites another: give --out a new folder")
+
+    @classmethod
+    def create(cls, path: Path) -> "Folder":
+        cls.vacant(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / "requests.jsonl").touch()
@@ -78,7 +82,7 @@ class Folder:
     @classmethod
     def open(cls, path: Path) -> "Folder":
         if not (path / "run.json").is_file():
-            raise BenchError(f"{path} is not the folder of a run: it has no run.json")
+            raise BenchError(f"{path} is not the folder of a run: it has no run.json", "runs lie in results/runs/")
         return cls(path)
 
     def append(self, file: str, row: dict[str, Any]) -> None:
@@ -116,9 +120,16 @@ class Folder:
         os.replace(draft, self.path / file)
 
     def manifest(self) -> dict[str, Any]:
-        run: dict[str, Any] = json.loads((self.path / "run.json").read_text())
-        if run.get("schema") != SCHEMA:
-            raise BenchError(f"{self.path}/run.json has schema {run.get('schema')}, this bench reads {SCHEMA}")
+        file = self.path / "run.json"
+        try:
+            run: dict[str, Any] = json.loads(file.read_text())
+        except ValueError as error:
+            raise BenchError(f"{file} is damaged: {error}") from None
+        if not isinstance(run, dict) or run.get("schema") != SCHEMA:
+            told = run.get("schema") if isinstance(run, dict) else None
+            raise BenchError(f"{file} has schema {told}, this bench reads {SCHEMA}")
+        if missing := sorted({"variants", "levels", "slo", "ended", "machine", "workload"} - set(run)):
+            raise BenchError(f"{file} is damaged: it has no '{missing[0]}'")
         return run
 
     def write_manifest(self, run: dict[str, Any]) -> None:

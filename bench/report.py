@@ -3,17 +3,19 @@
 import csv
 import io
 import re
+import shlex
 import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from typing import Any, TextIO
 
 from bench import audit, capacity, knee, stats
 from bench.load import Level
+from bench.recipe import Launch
 from bench.records import Folder, TurnRecord
 from bench.server import Endpoint
 from bench.stats import METRICS, LevelRow
@@ -246,6 +248,34 @@ def closing(done: Conclusion, folder: Folder) -> str:
 def cautions(done: Conclusion) -> str:
     mark = {True: "NOT VALID", False: "warning"}
     return "\n".join(f"{mark[w.fatal]}: {w.what}: {w.why}. Try: {w.try_next}" for w in done.warnings)
+
+
+def rehearsal(
+    levels: Mapping[str, Sequence[Level]], launches: Mapping[str, Launch], forecasts: Mapping[str, capacity.Forecast]
+) -> str:
+    """What a run would do."""
+    parts = []
+    for name, played in levels.items():
+        sizes = "  ".join(f"{level.concurrency}({level.requests})" for level in played if level.case == "realistic")
+        parts.append(f"{name}: sessions (requests): {sizes}")
+        if ends := [f"{at.case} at {at.concurrency}({at.requests})" for at in played if at.case != "realistic"]:
+            parts.append("  " + "  ".join(ends))
+        if name in launches:
+            size, fit = forecasts[name].capacity, forecasts[name].sessions
+            counted = f"{size.tokens:,} tokens, " if size.tokens is not None else ""
+            parts.append(f"  KV cache: {counted}{size.why}" + (f"; {fit:.1f} sessions fit" if fit is not None else ""))
+            parts.append(f"  {_command(launches[name])}")
+    guesses = [forecasts[name].duration_s if name in forecasts else None for name in levels]
+    total = sum(guess for guess in guesses if guess is not None)
+    duration = "not known" if None in guesses else f"about {max(1, round(total / 60))} min, a first-order guess"
+    return "\n".join([*parts, f"Expected duration: {duration}."])
+
+
+def _command(launch: Launch) -> str:
+    env = [f"{key}={shlex.quote(value)}" for key, value in launch.environment().items()]
+    model = "RUN/model" if launch.model.startswith("synthetic:") else launch.model
+    line = shlex.join(launch.arguments(model, 0)).replace("--port 0", "--port FREE")
+    return " ".join((*env, *launch.file.serve.before, "vllm", line))
 
 
 # --- while it runs ---

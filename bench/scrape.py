@@ -71,17 +71,24 @@ def _number(text: str | None) -> int | None:
 
 def fetch(base_url: str, key: str | None = None) -> str | None:
     """The metrics page, or None where a server has none."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        response = httpx.get(f"{base_url}/metrics", headers=headers, timeout=30, trust_env=False)
+        response = httpx.get(f"{base_url}/metrics", headers=bearer(key), timeout=30, trust_env=False)
     except httpx.HTTPError:
         return None
     return response.text if response.status_code == 200 else None
 
 
+def bearer(key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 @asynccontextmanager
 async def watching(
-    base_url: str, now: Callable[[], float], keep: Callable[[float, Sample], None], every_s: float = 1.0
+    base_url: str,
+    key: str | None,
+    now: Callable[[], float],
+    keep: Callable[[float, Sample], None],
+    every_s: float = 1.0,
 ) -> AsyncIterator[None]:
     """Hand a sample to `keep` every `every_s` seconds while the body runs."""
 
@@ -96,7 +103,7 @@ async def watching(
                 pass  # a server too busy to answer once is asked again
             await asyncio.sleep(every_s)
 
-    async with httpx.AsyncClient(base_url=base_url, timeout=10, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=base_url, headers=bearer(key), timeout=10, trust_env=False) as http:
         task = asyncio.create_task(watch(http))
         try:
             yield

@@ -37,10 +37,9 @@ class Endpoint:
 
     def reset_cache(self) -> bool:
         """True if the server says that its prefix cache is empty now."""
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        url = f"{self.base_url}/reset_prefix_cache"
         try:
-            url = f"{self.base_url}/reset_prefix_cache"
-            return httpx.post(url, headers=headers, timeout=60, trust_env=False).status_code == 200
+            return httpx.post(url, headers=scrape.bearer(self.key), timeout=60, trust_env=False).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -57,11 +56,12 @@ class Endpoint:
 
 def connect(url: str, wanted: str | None, key: str | None) -> Endpoint:
     """A server that someone else runs."""
+    if not url.startswith(("http://", "https://")):
+        raise BenchError(f"--endpoint {url!r} is not a URL", f"did you mean http://{url}?")
     base = url.rstrip("/").removesuffix("/v1")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     hint = "is the server up, and the URL right? A key is read from the environment variable BENCH_API_KEY"
     try:
-        answer = httpx.get(f"{base}/v1/models", headers=headers, timeout=30, trust_env=False)
+        answer = httpx.get(f"{base}/v1/models", headers=scrape.bearer(key), timeout=30, trust_env=False)
         answer.raise_for_status()
         models = [entry["id"] for entry in answer.json()["data"]]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
@@ -73,9 +73,8 @@ def connect(url: str, wanted: str | None, key: str | None) -> Endpoint:
 
 
 def _version(base: str, key: str | None) -> str | None:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = httpx.get(f"{base}/version", headers=headers, timeout=10, trust_env=False)
+        answer = httpx.get(f"{base}/version", headers=scrape.bearer(key), timeout=10, trust_env=False)
         return str(answer.json()["version"]) if answer.status_code == 200 else None
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return None

@@ -57,6 +57,7 @@ class Plan:
     bounds: tuple[int, ...]  # the levels at which the best and the worst case are taken too
     miss_rates: tuple[float, ...]
     requests: int | None
+    whole_sessions: bool  # every level has at least one whole session for each of its C
     repeats: int
     seed: int
     timeout_s: float
@@ -77,8 +78,7 @@ class Plan:
         requests = self.requests or STUDY_REQUESTS
         if case != "realistic":
             requests = min(requests, max(BOUND_REQUESTS, 4 * concurrency))
-        elif self.requests is None and concurrency > STUDY_LEVELS[-1]:
-            # 200 requests among more sessions than the study had would leave every one of them shallow
+        elif self.requests is None and self.whole_sessions:
             requests = max(requests, round(concurrency * self.workload.typical(self.seed).turns))
         return Level(variant, case, concurrency, 0, requests)
 
@@ -93,6 +93,37 @@ class Plan:
             return None
         each = capacity.level_duration_s(pace, self.workload, level.case, level.concurrency, level.requests, fit)
         return each * self.repeats
+
+
+def forecast(plan: Plan, name: str, launch: Launch) -> capacity.Forecast:
+    found = capacity.expected(launch)
+    fit = capacity.sessions_that_fit(found.tokens, plan.workload, plan.seed) if found.tokens is not None else None
+    guesses = [plan.expected_s(launch, level, fit) for level in plan.levels(name)]
+    known = [guess for guess in guesses if guess is not None]
+    return capacity.Forecast(found, fit, launch.file.serve.start_s + sum(known) if len(known) == len(guesses) else None)
+
+
+def plan(
+    work: Workload,
+    tokens: Sequence[int | None],
+    levels: tuple[int, ...] | None,
+    max_c: int | None,
+    bounds: bool,
+    miss_rates: tuple[float, ...],
+    requests: int | None,
+    repeats: int,
+    seed: int,
+    timeout_s: float,
+) -> Plan:
+    """`tokens`: the cache of each variant, as far as it is known. Whatever the user left open follows from it."""
+    fits = [capacity.sessions_that_fit(size, work, seed) for size in tokens if size is not None]
+    largest = max(fits) if len(fits) == len(tokens) else None
+    levels = levels or (levels_up_to(max_c) if max_c is not None else default_levels(largest))
+    fitting = [level for level in levels if not fits or level <= min(fits)] or [levels[0]]
+    # 200 requests tell nothing of a cache that they cannot fill: there each session has to grow to its end.
+    filled = largest is not None and largest * work.typical(seed).turns < STUDY_REQUESTS
+    ends = tuple(sorted({levels[0], fitting[-1]})) if bounds else ()
+    return Plan(work, levels, ends, miss_rates, requests, not filled, repeats, seed, timeout_s)
 
 
 class Show(Protocol):
@@ -127,10 +158,7 @@ def manifest(plan: Plan, variants: Sequence[Variant], argv: Sequence[str], slo: 
         "salt": secrets.randbits(32),
         "slo": slo,
         "workload": asdict(plan.workload),
-        "typical": {
-            "shared_tokens": plan.workload.file.shared_tokens,
-            **asdict(plan.workload.typical(plan.seed)),
-        },
+        "typical": {"shared_tokens": plan.workload.file.shared_tokens, **asdict(plan.workload.typical(plan.seed))},
         "levels": [asdict(level) for variant in variants for level in plan.levels(variant.name)],
         "repeats": plan.repeats,
         "timeout_s": plan.timeout_s,
@@ -181,10 +209,7 @@ async def _measure(
     epoch: float,
 ) -> None:
     dialect = client.probe(target.base_url, target.model, target.key, target.vocabulary)
-    run["variants"][variant.name]["dialect"] = {
-        "name": dialect.name,
-        "reports_cached": dialect.reports_cached,
-    }
+    run["variants"][variant.name]["dialect"] = {"name": dialect.name, "reports_cached": dialect.reports_cached}
     folder.write_manifest(run)
     http = client.Client(target.base_url, target.model, dialect, epoch, plan.timeout_s, target.key)
 
@@ -192,7 +217,7 @@ async def _measure(
         try:
             record = await http.send(turn)
         except asyncio.CancelledError:
-            folder.keep(_cut(turn, time.perf_counter() - epoch))
+            folder.keep(http.cut(turn))
             raise
         folder.keep(record)
         show.turn_ended(record)
@@ -206,7 +231,7 @@ async def _measure(
     drift = 1.0
     for at, (level, guess) in enumerate(zip(levels, guesses, strict=True)):
         left = None if None in guesses else drift * sum(s for s in guesses[at:] if s is not None)
-        show.level_begins(level, left)
+        show.level_begins(replace(level, requests=level.requests * plan.repeats), left)
         began = time.perf_counter()
         await _level(plan, level, target, folder, show, stage)
         if guess:
@@ -221,12 +246,7 @@ async def _level(
     samples: list[dict[str, Any]] = []
     for repeat in range(plan.repeats):
         here = replace(level, repeat=repeat)
-        identity = {
-            "variant": level.variant,
-            "case": level.case,
-            "concurrency": level.concurrency,
-            "repeat": repeat,
-        }
+        identity = {name: getattr(here, name) for name in ("variant", "case", "concurrency", "repeat")}
 
         def keep(at: float, sample: scrape.Sample, identity: dict[str, Any] = identity) -> None:
             row = {**identity, "t_s": at, **sample}
@@ -239,8 +259,8 @@ async def _level(
 
         target.reset_cache()
         look()
-        watch = scrape.watching(target.base_url, stage.clock.now, keep) if samples else contextlib.nullcontext()
-        async with watch:
+        watch = scrape.watching(target.base_url, target.key, stage.clock.now, keep)
+        async with watch if samples else contextlib.nullcontext():
             with _no_collection():
                 records += await load.play(here, plan.sessions(here), plan.workload.file.arrivals, stage, plan.seed)
         look()
@@ -258,28 +278,3 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def _cut(turn: Turn, now: float) -> TurnRecord:
-    """A request that we ourselves gave up."""
-    return TurnRecord(
-        variant=turn.variant,
-        case=turn.case,
-        concurrency=turn.concurrency,
-        repeat=turn.repeat,
-        session=turn.session,
-        turn=turn.number,
-        status="cut",
-        intended_s=turn.intended_s,
-        sent_s=turn.intended_s,
-        first_s=None,
-        last_s=None,
-        end_s=now,
-        planned_prompt_tokens=turn.prompt_tokens,
-        planned_output_tokens=turn.output_tokens,
-        prompt_tokens=None,
-        output_tokens=None,
-        cached_tokens=None,
-        eligible_tokens=turn.eligible_tokens,
-        error="interrupted",
-    )

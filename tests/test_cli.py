@@ -41,13 +41,24 @@ BAD = {
     "unknown workload": (("--gpu", "l4", "--workload", "nope"), "no file workloads/nope.toml"),
     "unknown flag of ours": (("--gpu", "l4", "--max-d", "4"), "No such option"),
     "unknown flag of vLLM's": (("--gpu", "l4", "--", "--no-such-thing"), "has no flag --no-such-thing"),
-    "a word too many": (("--gpu", "l4", "extra"), "unexpected argument 'extra'"),
+    "a word too many": (("--gpu", "l4", "extra"), "unexpected word 'extra'"),
     "levels that are no numbers": (("--gpu", "l4", "--levels", "1,two"), "is not a list of numbers"),
     "level nought": (("--gpu", "l4", "--levels", "0,1"), "is not a list of numbers"),
     "levels twice": (("--gpu", "l4", "--levels", "1", "--max-c", "4"), "exclude each other"),
     "a promise that cannot be read": (("--gpu", "l4", "--slo", "fast"), "is not METRIC<VALUE"),
     "a prompt longer than the context": (("--gpu", "l4", "--workload", "reviewer"), "longest context is 50,"),
-    "endpoint and card": (("--endpoint", "http://127.0.0.1:9", "--gpu", "l4"), "do not go with it"),
+    "a level beyond reason": (("--gpu", "l4", "--levels", "1,1000000000"), "is not a list of numbers"),
+    "a geometry nobody knows": (("--gpu", "l4", "--model", "synthetic:nope"), "no geometry for synthetic:nope"),
+    "a model larger than the card": (
+        ("--gpu", "l4", "--model", "synthetic:qwen3-32b"),
+        "does not fit: 65.5 GB of weights",
+    ),
+    "an endpoint that is no URL": (("--endpoint", "localhost:8000"), "is not a URL"),
+    "one thing said twice": (
+        ("--gpu", "l4", "--vary", "max-num-seqs=4", "--", "--max-num-seqs", "8"),
+        "different things",
+    ),
+    "endpoint and card": (("--endpoint", "http://127.0.0.1:9", "--gpu", "l4"), "--gpu cannot change it"),
     "vary without values": (("--gpu", "l4", "--vary", "kv"), "is not WHAT=A,B"),
 }
 
@@ -56,7 +67,8 @@ BAD = {
 def test_bad_input_is_a_clear_line_and_exit_2_before_anything_starts(at: Path, case: str) -> None:
     words, says = BAD[case]
     split = words.index("--") if "--" in words else len(words)
-    ran = bench("sweep", *words[:split], *fake("mute"), *words[split:])
+    stand_in = () if "--endpoint" in words else fake("mute")
+    ran = bench("sweep", *words[:split], *stand_in, *words[split:])
     assert ran.returncode == 2, ran.stderr
     assert says in ran.stderr
     assert "Traceback" not in ran.stderr
@@ -108,9 +120,18 @@ def test_dry_run_prints_command_levels_and_duration_and_starts_nothing(at: Path)
     assert not (at / "results").exists()
 
 
-def test_past_48_sessions_a_level_takes_one_whole_session_each(at: Path) -> None:
-    ran = bench("sweep", "--gpu", "h200", "--max-c", "100", "--dry-run", *fake("mute"))
-    assert "48(200)  56(672)  64(768)  80(960)  96(1152)  100(1200)" in ran.stdout
+def test_where_200_requests_cannot_fill_the_cache_every_session_grows_to_its_end(at: Path) -> None:
+    h200 = bench("sweep", "--gpu", "h200", "--max-c", "100", "--dry-run", *fake("mute")).stdout
+    assert "  14(200)  16(200)  18(216)  20(240)" in h200
+    assert "48(576)  56(672)  64(768)  80(960)  96(1152)  100(1200)" in h200
+    l40s = bench("sweep", "--gpu", "l40s", "--dry-run", *fake("mute")).stdout
+    assert "35.9 sessions fit" in l40s
+    assert "32(384)  40(480)  48(576)\n" in l40s
+
+
+def test_the_levels_of_several_precisions_cover_the_largest_and_the_bounds_fit_the_smallest(at: Path) -> None:
+    ran = bench("sweep", "--gpu", "cpu", "--vary", "kv=auto,fp8", "--dry-run", *fake("mute"))
+    assert ran.stdout.count("14(200)  16(200)\n  best at 1(20)  best at 6(24)") == 2, ran.stdout
 
 
 FAST = ("--gpu", "l4", "--model", "M", *SMALL, "--levels", "1,2", "--requests", "12", "--no-bounds")

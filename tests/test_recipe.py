@@ -77,3 +77,16 @@ def test_every_card_says_where_each_figure_comes_from() -> None:
             facts = (file.card.memory_gb, file.card.bandwidth_gb_s, file.card.bf16_tflops, file.card.price_usd_h)
             assert all(fact.source for fact in facts)
             assert {"fp16", "fp8", "tq4"} <= set(file.kv)
+
+
+def test_vary_makes_every_combination_by_name() -> None:
+    made = recipe.vary(launch(), ("kv=fp16,fp8", "max-num-seqs=4,64", "enable-chunked-prefill=off"))
+    assert set(made) == {
+        f"{kv}, max-num-seqs={seqs}, enable-chunked-prefill=off" for kv in ("fp16", "fp8") for seqs in ("4", "64")
+    }
+    one = made["fp16, max-num-seqs=4, enable-chunked-prefill=off"].arguments("M", 1)
+    assert one[one.index("--kv-cache-dtype") + 1] == "auto"
+    assert one.count("--max-num-seqs") == 1
+    assert "--no-enable-chunked-prefill" in one
+    assert list(recipe.vary(launch(), ())) == ["fp8"]
+    assert recipe.vary(launch(), ("tp=1,2",))["tp=2"].tp == 2

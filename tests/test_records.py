@@ -46,3 +46,10 @@ def test_only_a_runs_folder_of_a_known_schema_is_opened(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"schema": 99}')
     with pytest.raises(BenchError, match="has schema 99"):
         Folder.open(tmp_path).manifest()
+
+
+@pytest.mark.parametrize("text", ["xx", "[]", "{}", '{"schema": 1}'])
+def test_a_damaged_manifest_is_said_to_be_one(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(BenchError, match=r"is damaged|has schema"):
+        Folder.open(tmp_path).manifest()
