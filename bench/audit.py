@@ -13,6 +13,7 @@ COUNTER_SHARE = 0.01
 LATE_SHARE = 0.01  # of p50 TTFT
 LATE_FATAL = 0.50  # of p99 TTFT: the tail is more the client's than the server's
 LATE_FLOOR_S = 0.002
+LATE_FATAL_FLOOR_S = 0.05  # less than this moves no promise anybody makes
 P99_REQUESTS = 100  # below this many, p99 is the maximum by another name
 
 
@@ -113,7 +114,7 @@ def _client(rows: Sequence[LevelRow]) -> Iterator[Warning]:
             f" at p99, {_late_share(worst, 'ttft_p99_s'):.1%} of that level's p99 TTFT",
             "what it waits is part of the TTFT it reports",
             "give the client a core of its own, or fewer sessions",
-            fatal=_late_share(worst, "ttft_p99_s") > LATE_FATAL,
+            fatal=_late_share(worst, "ttft_p99_s") > LATE_FATAL and (worst.late_p99_s or 0) > LATE_FATAL_FLOOR_S,
         )
 
 

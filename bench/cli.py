@@ -17,8 +17,8 @@ from bench.errors import BenchError, Exit
 
 if TYPE_CHECKING:  # --help must not wait for numpy
     from bench.engine import Vllm
+    from bench.progress import Terminal
     from bench.recipe import Launch
-    from bench.report import Terminal
     from bench.server import Endpoint
     from bench.sweep import Plan
 
@@ -162,11 +162,11 @@ def sweep(**given: Any) -> int:
     bench sweep --gpu l4 --kv fp8 -- --max-num-seqs 64     flags after -- go to vllm serve unchanged
     bench sweep --endpoint http://127.0.0.1:8000           a server that is already running
     """
-    from bench import knee, records, report, server
+    from bench import knee, progress, records, report, server
     from bench import sweep as job
 
     knee.parse_slo(given["slo"])
-    terminal = report.Terminal()
+    terminal = progress.Terminal()
     launches = _launches(given)
     vllm = _vllm(given, launches, terminal)
     endpoint = None if launches else _endpoint(given)
@@ -199,10 +199,9 @@ def sweep(**given: Any) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print run.json instead of the table.")
 def report(run: Path, as_json: bool) -> int:
     """Make table, CSV and verdict of a run again, from its records alone."""
-    from bench import records
-    from bench import report as paper
+    from bench import progress, records
 
-    return _close(records.Folder.open(run), as_json, paper.Terminal())
+    return _close(records.Folder.open(run), as_json, progress.Terminal())
 
 
 def _close(folder: Any, as_json: bool, terminal: "Terminal") -> int:
@@ -263,7 +262,7 @@ def _vllm(given: dict[str, Any], launches: Launches, terminal: "Terminal") -> "V
         return None
     vllm = engine.ask(command, terminal.say)
     for launch in launches.values():
-        engine.check(vllm, launch.extra, launch.kv, launch.precision.dtype, launch.file.kv)
+        engine.check(vllm, launch.arguments(launch.model, 0), launch.kv, launch.precision.dtype, launch.file.kv)
         server.choose_port(launch)
     return vllm
 

@@ -87,12 +87,15 @@ def _output(command: tuple[str, ...], *arguments: str) -> str:
     return ran.stdout or ran.stderr
 
 
-def check(vllm: Vllm, extra: tuple[str, ...], kv: str, dtype: str, named: Iterable[str]) -> None:
+def check(vllm: Vllm, words: Iterable[str], kv: str, dtype: str, named: Iterable[str]) -> None:
     """Refuse what this vLLM does not know before anything starts; `named`: the precisions the recipe has names for."""
-    for word in extra:
+    for word in words:
         name = word.partition("=")[0].replace("_", "-").partition(".")[0]
         if name.startswith("--") and name not in vllm.flags:
-            raise BenchError(f"vLLM {vllm.version} has no flag {word}", "see `vllm serve --help=all`")
+            raise BenchError(
+                f"vLLM {vllm.version} has no flag {word}",
+                "leave it out, or use a version that has it: see `vllm serve --help=all`",
+            )
     if vllm.kv_dtypes and dtype not in vllm.kv_dtypes:
         raise BenchError(
             f"--kv {kv}: vLLM {vllm.version} has no cache of type {dtype}",

@@ -74,6 +74,7 @@ class Script:
 
     session: Session
     opening: bytes
+    cached: bytes  # as much of the opening as the cache shall hold before the first turn
     additions: tuple[bytes, ...]
 
 
@@ -111,12 +112,10 @@ class Performance:
         self._left = level.requests
 
     def script(self, session: Session) -> Script:
-        words = self.stage.content
-        own = (*self.level.identity, session.index)
-        opening = words.join(*(self._words(part, own, at) for at, part in enumerate(session.opening)))
-        additions = enumerate(session.steps)
-        texts = tuple(words.text(*own, 1000 + at, tokens=step.new_tokens) for at, step in additions)
-        return Script(session, opening, texts)
+        content, own = self.stage.content, (*self.level.identity, session.index)
+        parts = [self._words(part, own, at) for at, part in enumerate(session.opening)]
+        texts = [content.text(*own, 1000 + at, tokens=step.new_tokens) for at, step in enumerate(session.steps)]
+        return Script(session, content.join(*parts), content.join(*parts[: session.cached_parts]), tuple(texts))
 
     def _words(self, part: Part, own: tuple[int, ...], at: int) -> bytes:
         """The shared prompt is one for the run, a common context one for the level, the rest the session's alone."""
@@ -125,12 +124,7 @@ class Performance:
 
     async def warm_up(self, first: list[Script]) -> None:
         """Send once, with one token of answer, every distinct beginning that the first turns shall find cached."""
-        beginnings: dict[bytes, int] = {}
-        for script in first:
-            parts = script.session.opening[: script.session.cached_parts]
-            own = (*self.level.identity, script.session.index)
-            text = self.stage.content.join(*(self._words(part, own, at) for at, part in enumerate(parts)))
-            beginnings[text] = script.session.cached_tokens
+        beginnings = {script.cached: script.session.cached_tokens for script in first}
         for number, (text, tokens) in enumerate(beginnings.items()):
             turn = self._turn(-1 - number, 0, text, tokens, 0, 1, self.stage.clock.now())
             self.records.append(await self.stage.send(turn))
@@ -169,11 +163,8 @@ class Performance:
     async def _perform(self, script: Script, due: float) -> float:
         """One session: each turn extends the exact prompt before it with the real answer. Returns when it ended."""
         session, content = script.session, self.stage.content
-        prompt, tokens, known = (
-            script.opening,
-            sum(part.tokens for part in session.opening),
-            session.cached_tokens,
-        )
+        prompt, tokens = script.opening, sum(part.tokens for part in session.opening)
+        known = session.cached_tokens
         answered = 0
         for at, (step, text) in enumerate(zip(session.steps, script.additions, strict=True)):
             if self._left <= 0:

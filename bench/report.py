@@ -1,38 +1,19 @@
-"""What a person sees: the line that moves while a run runs, its table, its verdict, and the same as files."""
+"""What a run says when it is over: its verdict in sentences, its table, its conditions; on the screen and as files."""
 
-import csv
-import io
 import re
 import shlex
 import shutil
-import sys
 import textwrap
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any, TextIO
+from typing import Any
 
-from bench import audit, capacity, knee, stats
+from bench import audit, capacity, knee, stats, table
 from bench.load import Level
 from bench.recipe import Launch
 from bench.records import Folder, TurnRecord
-from bench.server import Endpoint
-from bench.stats import METRICS, LevelRow
-
-# On a screen of 80 characters; table.md has all of them.
-COLUMNS = {
-    "ttft_p50_s": 8,
-    "ttft_p95_s": 7,
-    "ttft_p99_s": 7,
-    "req_per_s": 5,
-    "eligible_hit_rate": 6,
-    "lost_tokens": 5,
-    "unlucky": 7,
-    "errors": 6,
-    "duration_s": 6,
-}
-ALL_COLUMNS = (*COLUMNS, "requests", "preemptions", "kv_usage_max", "prefix_hit_rate", "tpot_p50_s", "late_p99_s")
+from bench.stats import LevelRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +53,7 @@ def conclude(folder: Folder) -> Conclusion:
         "warnings": [asdict(warning) for warning in warnings],
         "variants": verdicts,
     }
-    folder.write("levels.csv", to_csv(rows))
+    folder.write("levels.csv", table.to_csv(rows))
     folder.write("table.md", markdown(run, rows))
     folder.write_manifest(run)
     return Conclusion(run, rows, warnings)
@@ -110,56 +91,11 @@ def _predicted(run: dict[str, Any], facts: dict[str, Any]) -> float | None:
     return capacity.fit(tokens, typical["shared_tokens"], typical["own_tokens"] + typical["output_tokens"])
 
 
-# --- text ---
-
-
-def to_csv(rows: Sequence[LevelRow]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [field.name for field in fields(LevelRow)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return out.getvalue()
-
-
-def header() -> str:
-    return "  ".join(["  C", *(METRICS[name].title.rjust(width) for name, width in COLUMNS.items())])
-
-
-def line(row: LevelRow) -> str:
-    return "  ".join([f"{row.concurrency:3}", *(stats.show(row, name).rjust(width) for name, width in COLUMNS.items())])
-
-
-def table(rows: Sequence[LevelRow]) -> str:
-    several = len({row.variant for row in rows}) > 1
-    parts = []
-    for (variant, case), group in groupby(rows, lambda row: (row.variant, row.case)):
-        name = f"{variant}, {case}" if several else case
-        parts += [f"{name}: {CASE_TEXT.get(case, CASE_TEXT['miss'])}", header(), *map(line, group), ""]
-    return "\n".join(parts)
-
-
-CASE_TEXT = {
-    "realistic": "sessions, each turn extending the one before",
-    "best": "single requests at full depth, all but the newest tokens cached",
-    "worst": "single requests at full depth, only the shared prompt cached",
-    "miss": "single requests at full depth, that share of them with only the shared prompt cached",
-}
-
-
 def markdown(run: dict[str, Any], rows: Sequence[LevelRow]) -> str:
     """The study's table and its conditions, ready to be pasted."""
-    titles = ["C", *(METRICS[name].title for name in ALL_COLUMNS)]
-    parts = [f"# {title(run)}", "", *[f"- {text}" for text in sentences(run)], ""]
-    for (variant, case), group in groupby(rows, lambda row: (row.variant, row.case)):
-        parts += [f"## {variant}, {case}", "", _cells(titles), _cells(["---:"] * len(titles))]
-        parts += [_cells([str(row.concurrency), *(stats.show(row, name) for name in ALL_COLUMNS)]) for row in group]
-        parts.append("")
-    parts += ["## Conditions", "", *[f"- {text}" for text in conditions(run)], ""]
-    return "\n".join(parts)
-
-
-def _cells(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    verdict = [f"- {text}" for text in sentences(run)]
+    told = [f"- {text}" for text in conditions(run)]
+    return "\n".join([f"# {title(run)}", "", *verdict, "", table.markdown(rows), "## Conditions", "", *told, ""])
 
 
 def title(run: dict[str, Any]) -> str:
@@ -241,7 +177,7 @@ def closing(done: Conclusion, folder: Folder) -> str:
     width = min(100, shutil.get_terminal_size().columns)
     wrap = [textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False) for text in sentences(done.run)]
     stamp = "VALID" if done.valid else "NOT VALID"
-    parts = [title(done.run), "", table(done.rows), *wrap, "", f"{stamp}. Files: {folder.path}"]
+    parts = [title(done.run), "", table.text(done.rows), *wrap, "", f"{stamp}. Files: {folder.path}"]
     return "\n".join(parts)
 
 
@@ -276,80 +212,3 @@ def _command(launch: Launch) -> str:
     model = "RUN/model" if launch.model.startswith("synthetic:") else launch.model
     line = shlex.join(launch.arguments(model, 0)).replace("--port 0", "--port FREE")
     return " ".join((*env, *launch.file.serve.before, "vllm", line))
-
-
-# --- while it runs ---
-
-
-class Terminal:
-    """Progress: one moving line on a terminal, plain lines anywhere else."""
-
-    def __init__(self, out: TextIO | None = None) -> None:
-        self.out = out or sys.stderr
-        self.moving = self.out.isatty()
-        self._shown = ""
-        self._drawn_at = 0.0
-        self._level: Level | None = None
-        self._records: list[TurnRecord] = []
-        self._began = 0.0
-        self._left_s: float | None = None
-        self._heading = ("", "")
-
-    def say(self, text: str) -> None:
-        """A state that the next one replaces; elsewhere than on a terminal only when it is another one."""
-        if self.moving:
-            width = shutil.get_terminal_size().columns - 1
-            self.out.write(f"\r\x1b[2K{text[:width]}")
-        elif text and text.partition(" (")[0] != self._shown:
-            self._shown = text.partition(" (")[0]
-            self.out.write(f"{text}\n")
-        self.out.flush()
-
-    def print(self, text: str) -> None:
-        """A line that stays."""
-        self.out.write(f"\r\x1b[2K{text}\n" if self.moving else f"{text}\n")
-        self.out.flush()
-
-    def server_ready(self, target: Endpoint, expected: capacity.Capacity | None, started_s: float) -> None:
-        version = f"vLLM {target.version}" if target.version else "a server that does not tell its version"
-        tokens = target.cache.tokens
-        size = "KV cache not told" if tokens is None else f"KV cache {tokens:,} tokens"
-        sum_of = ""
-        if expected is not None:
-            counted = "" if expected.tokens is None else f"{expected.tokens:,}: "
-            sum_of = f" (arithmetic: {counted}{expected.why})"
-        took = f", up after {started_s:.0f} s" if target.process is not None else ""
-        self.print(f"{version} with {target.model}{took}. {size}{sum_of}.")
-
-    def level_begins(self, level: Level, left_s: float | None) -> None:
-        self._level, self._records, self._left_s = level, [], left_s
-        self._began = time.perf_counter()
-        if self._heading != (level.variant, level.case):
-            self._heading = (level.variant, level.case)
-            self.print(f"{level.variant}, {level.case}: {CASE_TEXT.get(level.case, CASE_TEXT['miss'])}")
-            self.print(header())
-
-    def turn_ended(self, record: TurnRecord) -> None:
-        if record.turn > 0:
-            self._records.append(record)
-        if self.moving and time.perf_counter() - self._drawn_at > 0.25 and self._records:
-            self._drawn_at = time.perf_counter()
-            self.say(self._progress())
-
-    def _progress(self) -> str:
-        assert self._level is not None
-        values = [float("inf") if record.ttft_s is None else record.ttft_s for record in self._records]
-        middle, tail = stats.percentile(values, 0.5), stats.percentile(values, 0.99)
-        eligible = sum(record.eligible_tokens for record in self._records if record.lost_tokens is not None)
-        lost = sum(record.lost_tokens or 0 for record in self._records)
-        hit = f"  hit {1 - lost / eligible:.0%}" if eligible else ""
-        left = "" if self._left_s is None else f"  {_minutes(self._left_s - (time.perf_counter() - self._began))} left"
-        numbers = f"p50 {stats.seconds(middle or 0)}  p99 {stats.seconds(tail or 0)}{hit}{left}"
-        return f"C = {self._level.concurrency}  {len(self._records)} of {self._level.requests} requests  {numbers}"
-
-    def level_ended(self, row: LevelRow) -> None:
-        self.print(line(row))
-
-
-def _minutes(seconds: float) -> str:
-    return f"about {max(1, round(seconds / 60))} min" if seconds > 45 else "under a minute"

@@ -13,7 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 HELP = """
   --kv-cache-dtype {auto,bfloat16,fp8}
-  --port PORT  --host HOST  --model MODEL --max-num-seqs N
+  --host --port --served-model-name --max-model-len --max-num-batched-tokens --max-num-seqs --gpu-memory-utilization
+  --tensor-parallel-size --block-size --num-gpu-blocks-override --load-format --quantization --enforce-eager
+  --enable-prefix-caching, --no-enable-prefix-caching --enable-chunked-prefill, --no-enable-chunked-prefill
+  --enable-prompt-tokens-details
 """
 CRASH = """
 (EngineCore pid=7) ERROR 11-20 20:00:00 [core.py:1] EngineCore failed to start.

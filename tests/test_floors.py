@@ -6,8 +6,8 @@ from pathlib import Path
 BENCH = Path(__file__).parent.parent / "bench"
 FLOORS = {
     "cli": 5,
-    **dict.fromkeys(("sweep", "report"), 4),
-    **dict.fromkeys(("load", "knee", "audit"), 3),
+    **dict.fromkeys(("sweep", "report", "progress"), 4),
+    **dict.fromkeys(("load", "knee", "audit", "table"), 3),
     **dict.fromkeys(("client", "server", "capacity", "stats"), 2),
     **dict.fromkeys(("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape"), 1),
     **dict.fromkeys(("errors", "tables"), 0),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from bench import report
+from bench import progress, report, table
 from bench.load import Level
 from bench.records import Folder
 from bench.stats import LevelRow
@@ -19,13 +19,13 @@ def test_a_row_fits_a_screen_of_80_characters(row: Row) -> None:
         concurrency=14, ttft_p50_s=0.5401, ttft_p95_s=2.17, ttft_p99_s=5.694, req_per_s=5.3, eligible_hit_rate=0.976,
         lost_tokens=71_296, unlucky=11, duration_s=37.8,
     )  # fmt: skip
-    assert report.header() == "  C  TTFT p50      p95      p99  req/s     hit   lost  unlucky  errors    took"
-    assert report.line(here) == " 14    540 ms   2.17 s   5.69 s   5.30   97.6%    71K       11       0  37.8 s"
-    assert len(report.header()) < 80
+    assert table.header() == "  C  TTFT p50      p95      p99  req/s     hit   lost  unlucky  errors    took"
+    assert table.line(here) == " 14    540 ms   2.17 s   5.69 s   5.30   97.6%    71K       11       0  37.8 s"
+    assert len(table.header()) < 80
 
 
 def test_what_was_not_measured_is_a_dash(row: Row) -> None:
-    assert report.line(row()).split() == ["1", "-", "-", "-", "-", "-", "-", "-", "0", "1.00", "s"]
+    assert table.line(row()).split() == ["1", "-", "-", "-", "-", "-", "-", "-", "0", "1.00", "s"]
 
 
 def run_folder(tmp_path: Path) -> Folder:
@@ -95,7 +95,7 @@ def test_a_hostile_name_cannot_break_the_table(tmp_path: Path) -> None:
 
 def test_elsewhere_than_on_a_terminal_a_state_is_said_once() -> None:
     out = io.StringIO()
-    terminal = report.Terminal(out)
+    terminal = progress.Terminal(out)
     for second in range(3):
         terminal.say(f"vLLM is compiling ({second} s)")
     terminal.say("vLLM is opening its port (4 s)")

@@ -5,6 +5,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,16 @@ def test_what_vllm_knows_is_read_from_its_own_help() -> None:
 
 def check(*extra: str, kv: str = "fp8") -> None:
     made = recipe.launch("l4", kv, None, 1, True, extra)
-    engine.check(fake("healthy"), made.extra, made.kv, made.precision.dtype, made.file.kv)
+    engine.check(fake("healthy"), made.arguments("M", 0), made.kv, made.precision.dtype, made.file.kv)
 
 
 def test_unknown_flags_and_precisions_are_refused_before_anything_starts() -> None:
     check("--max-num-seqs=4", "--max_num_seqs", "4")
     with pytest.raises(BenchError, match=r"has no flag --max-num-sequences"):
         check("--max-num-sequences", "4")
+    older = replace(fake("healthy"), flags=fake("healthy").flags - {"--enable-prompt-tokens-details"})
+    with pytest.raises(BenchError, match="has no flag --enable-prompt-tokens-details"):
+        engine.check(older, recipe.launch("l4", "fp8", None, 1, True, ()).arguments("M", 0), "fp8", "fp8", ())
     with pytest.raises(BenchError, match="no cache of type turboquant_4bit_nc") as caught:
         check(kv="tq4")
     assert "auto, bfloat16, fp8" in caught.value.hint

@@ -1,0 +1,77 @@
+"""A level as a line of text: on the screen, in Markdown, in CSV."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
+from itertools import groupby
+
+from bench import stats
+from bench.stats import METRICS, LevelRow
+
+# On a screen of 80 characters; table.md has all of them.
+COLUMNS = {
+    "ttft_p50_s": 8,
+    "ttft_p95_s": 7,
+    "ttft_p99_s": 7,
+    "req_per_s": 5,
+    "eligible_hit_rate": 6,
+    "lost_tokens": 5,
+    "unlucky": 7,
+    "errors": 6,
+    "duration_s": 6,
+}
+ALL_COLUMNS = (*COLUMNS, "requests", "preemptions", "kv_usage_max", "prefix_hit_rate", "tpot_p50_s", "late_p99_s")
+
+CASE_TEXT = {
+    "realistic": "sessions, each turn extending the one before",
+    "best": "single requests at full depth, all but the newest tokens cached",
+    "worst": "single requests at full depth, only the shared prompt cached",
+    "miss": "single requests at full depth, that share of them with only the shared prompt cached",
+}
+
+
+def groups(rows: Sequence[LevelRow]) -> Iterator[tuple[str, list[LevelRow]]]:
+    """Each case of each variant under its heading."""
+    several = len({row.variant for row in rows}) > 1
+    for (variant, case), group in groupby(rows, lambda row: (row.variant, row.case)):
+        yield heading(variant if several else "", case), list(group)
+
+
+def heading(variant: str, case: str) -> str:
+    name = f"{variant}, {case}" if variant else case
+    return f"{name}: {CASE_TEXT.get(case, CASE_TEXT['miss'])}"
+
+
+def header() -> str:
+    return "  ".join(["  C", *(METRICS[name].title.rjust(width) for name, width in COLUMNS.items())])
+
+
+def line(row: LevelRow) -> str:
+    return "  ".join([f"{row.concurrency:3}", *(stats.show(row, name).rjust(width) for name, width in COLUMNS.items())])
+
+
+def text(rows: Sequence[LevelRow]) -> str:
+    return "\n".join(part for title, group in groups(rows) for part in (title, header(), *map(line, group), ""))
+
+
+def markdown(rows: Sequence[LevelRow]) -> str:
+    titles = ["C", *(METRICS[name].title for name in ALL_COLUMNS)]
+    parts: list[str] = []
+    for title, group in groups(rows):
+        parts += [f"## {title}", "", _cells(titles), _cells(["---:"] * len(titles))]
+        parts += [_cells([str(row.concurrency), *(stats.show(row, name) for name in ALL_COLUMNS)]) for row in group]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def to_csv(rows: Sequence[LevelRow]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [field.name for field in fields(LevelRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return out.getvalue()
