@@ -52,9 +52,9 @@ class Forecast:
 
 
 def expected(launch: Launch) -> Capacity:
-    blocks, size = launch.flag("--num-gpu-blocks-override"), launch.flag("--block-size")
+    blocks, size = launch.number("--num-gpu-blocks-override"), launch.number("--block-size")
     if blocks and size:
-        return Capacity(int(blocks) * int(size), f"pinned: {blocks} blocks of {size} tokens")
+        return Capacity(int(blocks * size), f"pinned: {blocks:.0f} blocks of {size:.0f} tokens")
     card, model = launch.file.card, _geometry(launch)
     if card is None or card.other_gb is None or model is None:
         unknown = "the card's memory" if card is None else "the model's geometry"

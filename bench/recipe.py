@@ -98,16 +98,21 @@ class Launch:
 
     @property
     def utilization(self) -> float:
-        return float(self.flag("--gpu-memory-utilization") or 0)
+        return self.number("--gpu-memory-utilization") or 0.0
 
     @property
     def context(self) -> int:
-        text = str(self.flag("--max-model-len"))
-        scale = {"k": 1000, "K": 1024, "m": 1_000_000, "M": 1 << 20}.get(text[-1], 1)
+        return int(self.number("--max-model-len") or 0)
+
+    def number(self, name: str) -> float | None:
+        """A flag's value as a number, in vLLM's notation (32k is 32,000, 32K is 32,768); None where it is not given."""
+        text = self.flag(name)
+        if text is None:
+            return None
         try:
-            return int(float(text.rstrip("kKmM")) * scale)
+            return float(text.rstrip("kKmM")) * {"k": 1e3, "K": 1 << 10, "m": 1e6, "M": 1 << 20}.get(text[-1:], 1)
         except ValueError:
-            raise BenchError(f"--max-model-len {text} is not a number of tokens") from None
+            raise BenchError(f"{name} {text} is not a number") from None
 
     def flag(self, name: str) -> str | None:
         """The value a flag has on the final command line."""
@@ -220,7 +225,7 @@ def _with(launch: Launch, what: str, value: str) -> Launch:
         if not value.isdigit() or int(value) < 1:
             raise BenchError(f"--vary tp={value}: not a number of GPUs")
         return replace(launch, tp=int(value))
-    if what == "prefix-caching":
+    if what == "prefix-caching" and value in ("on", "off"):
         return replace(launch, prefix_caching=value == "on")
     flags = {"on": (f"--{what}",), "off": (f"--no-{what}",)}.get(value, (f"--{what}", value))
     return replace(launch, extra=(*launch.extra, *flags))

@@ -119,7 +119,9 @@ def serve(
 def choose_port(launch: Launch) -> int:
     """The one the user named after --, if it is free, or any free one."""
     named = [word for word in launch.extra if word.startswith("--port")]
-    port = int(launch.flag("--port") or 0) if named else 0
+    port = int(launch.number("--port") or 0) if named else 0
+    if port > 65_535:
+        raise BenchError(f"--port {port} is no port", "ports end at 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -60,6 +60,14 @@ BAD = {
         ("--gpu", "l4", "--vary", "max-num-seqs=4", "--", "--max-num-seqs", "8"),
         "different things",
     ),
+    "a port that is no number": (("--gpu", "l4", "--", "--port", "abc"), "--port abc is not a number"),
+    "a port beyond all ports": (("--gpu", "l4", "--", "--port", "99999"), "--port 99999 is no port"),
+    "a context that is no number": (("--gpu", "l4", "--", "--max-model-len", "long"), "--max-model-len long is not a"),
+    "a share that is no number": (
+        ("--gpu", "l4", "--", "--gpu-memory-utilization=all"),
+        "utilization all is not a number",
+    ),
+    "a switch that is no switch": (("--gpu", "l4", "--vary", "prefix-caching=maybe"), "has no flag --prefix-caching"),
     "endpoint and card": (("--endpoint", "http://127.0.0.1:9", "--gpu", "l4"), "--gpu cannot change it"),
     "vary without values": (("--gpu", "l4", "--vary", "kv"), "is not WHAT=A,B"),
 }
