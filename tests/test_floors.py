@@ -9,7 +9,7 @@ FLOORS = {
     **dict.fromkeys(("sweep", "report", "progress"), 4),
     **dict.fromkeys(("load", "knee", "audit", "table"), 3),
     **dict.fromkeys(("client", "server", "capacity", "stats"), 2),
-    **dict.fromkeys(("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape"), 1),
+    **dict.fromkeys(("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "wire"), 1),
     **dict.fromkeys(("errors", "tables"), 0),
 }
 ALLOWED_SIBLINGS = {("tables", "errors")}  # there is one error
