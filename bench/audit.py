@@ -1,12 +1,16 @@
-"""Numbers become warnings: reasons not to believe them, each with what to try. Never changes a number."""
+"""Numbers become checks: reasons to believe them or not, each with what to try. Never changes a number."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
+from bench import tables
 from bench.records import TurnRecord
-from bench.stats import LevelRow
+from bench.stats import LevelRow, growth
 
 ERROR_SHARE = 0.01
 COUNTER_SHARE = 0.01
@@ -14,7 +18,12 @@ LATE_SHARE = 0.01  # of p50 TTFT
 LATE_FATAL = 0.50  # of p99 TTFT: the tail is more the client's than the server's
 LATE_FLOOR_S = 0.002
 LATE_FATAL_FLOOR_S = 0.05  # less than this moves no promise anybody makes
-P99_REQUESTS = 100  # below this many, p99 is the maximum by another name
+DRIFT = 0.25  # of TTFT, from the beginning of a healthy level to its end
+REPEAT_SPREAD = 0.05  # of req/s
+BUSY = 0.5  # runnable threads a core before the run
+STATUSES = ("ok", "failed", "truncated", "timeout", "cut")
+
+Samples = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +34,84 @@ class Warning:
     fatal: bool = False  # the run is not valid
 
 
-def audit(
-    records: Sequence[TurnRecord], rows: Sequence[LevelRow], server: dict[str, Any], sizes_forced: bool
-) -> list[Warning]:
-    return [
-        *_errors(rows),
-        *_sizes(records, sizes_forced),
-        *_cold(records, server),
-        *_counters(records, server),
-        *_client(rows),
-        *_few(rows),
-        *_shallow(rows, records),
-    ]
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Of one variant: what was planned, what was sent, what the server told."""
+
+    run: dict[str, Any]
+    variant: str
+    records: Sequence[TurnRecord]
+    rows: Sequence[LevelRow] = ()
+    samples: Samples = ()
+    healthy: int | None = None  # the last level before the knee; None: there is no knee
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = self.run["variants"][self.variant]
+        return facts
+
+    @property
+    def sent(self) -> list[TurnRecord]:
+        return [record for record in self.records if record.turn > 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    warnings: tuple[Warning, ...] = ()
+    unknown: str = ""  # why it could not be checked
+
+    @property
+    def passed(self) -> bool | None:
+        return None if self.unknown else not any(warning.fatal for warning in self.warnings)
+
+
+def audit(seen: Evidence) -> list[Check]:
+    """All of them, in the order in which one would doubt."""
+    return [Check(name, *_asked(check, seen)) for name, check in CHECKS.items()]
+
+
+def _asked(check: "Asked", seen: Evidence) -> tuple[tuple[Warning, ...], str]:
+    said = list(check(seen))
+    unknown = [one for one in said if isinstance(one, str)]
+    return tuple(one for one in said if isinstance(one, Warning)), "; ".join(unknown)
 
 
 def _name(row: LevelRow) -> str:
     return f"{row.variant}, {row.case}, C = {row.concurrency}"
 
 
-def _errors(rows: Sequence[LevelRow]) -> Iterator[Warning]:
-    for row in rows:
+def ledger(run: dict[str, Any], records: Sequence[TurnRecord]) -> dict[str, int]:
+    """Every request that was planned has one outcome."""
+    planned = sum(level["requests"] for level in run["levels"]) * run["repeats"]
+    sent: Counter[str] = Counter(record.status for record in records if record.turn > 0)
+    return {"planned": planned, **{status: sent[status] for status in STATUSES}, "never_sent": planned - sent.total()}
+
+
+def _ledger(seen: Evidence) -> Iterator[Warning]:
+    planned = sum(level["requests"] for level in seen.run["levels"] if level["variant"] == seen.variant)
+    missing = planned * seen.run["repeats"] - len(seen.sent)
+    if missing:
+        yield Warning(
+            f"{seen.variant}: {missing:,} of {planned * seen.run['repeats']:,} planned requests were never sent"
+            if missing > 0
+            else f"{seen.variant}: {-missing:,} requests more than planned were sent",
+            "the outcomes do not add up to the plan",
+            "run it again; levels that were not played to their end have no row",
+            fatal=True,
+        )
+
+
+def _samples(seen: Evidence) -> Iterator[str]:
+    """Not a reason to distrust: such a percentile is printed as a lower limit."""
+    short = [row for row in seen.rows if row.case == "realistic" and row.needs_p99]
+    if short:
+        most = max(row.needs_p99 or 0 for row in short)
+        yield f"p99 is a lower limit at {len(short)} levels: {most} more sessions a level would give its upper one"
+
+
+def _errors(seen: Evidence) -> Iterator[Warning]:
+    for row in seen.rows:
         if row.errors:
             yield Warning(
                 f"{_name(row)}: {row.errors} of {row.requests} requests failed",
@@ -54,10 +121,22 @@ def _errors(rows: Sequence[LevelRow]) -> Iterator[Warning]:
             )
 
 
-def _sizes(records: Sequence[TurnRecord], forced: bool) -> Iterator[Warning]:
+def _streams(seen: Evidence) -> Iterator[Warning]:
+    cut = [record for record in seen.sent if record.status == "truncated"]
+    if cut:
+        yield Warning(
+            f"{len(cut)} of {len(seen.sent)} streams ended before their end was said",
+            f"without [DONE] or a finish reason an answer may be half of one: {cut[0].error}",
+            "look into the server's log, and at whatever stands between it and bench",
+            fatal=len(cut) > ERROR_SHARE * len(seen.sent),
+        )
+
+
+def _sizes(seen: Evidence) -> Iterator[Warning]:
     """Exact where the target takes token ids, within 2 % where it takes text."""
+    forced = seen.facts["dialect"]["name"].startswith("token ids")
     slack = 0.0 if forced else 0.02
-    counted = [record for record in records if record.status == "ok" and record.prompt_tokens is not None]
+    counted = [record for record in seen.records if record.status == "ok" and record.prompt_tokens is not None]
     prompts = [
         r for r in counted if abs((r.prompt_tokens or 0) - r.planned_prompt_tokens) > slack * r.planned_prompt_tokens
     ]
@@ -66,46 +145,18 @@ def _sizes(records: Sequence[TurnRecord], forced: bool) -> Iterator[Warning]:
         if wrong:
             one = wrong[0]
             planned = one.planned_prompt_tokens if what == "prompt" else one.planned_output_tokens
-            seen = one.prompt_tokens if what == "prompt" else one.output_tokens
+            got = one.prompt_tokens if what == "prompt" else one.output_tokens
             yield Warning(
-                f"{len(wrong)} of {len(counted)} {what}s had another length than planned ({planned:,} became {seen:,})",
+                f"{len(wrong)} of {len(counted)} {what}s had another length than planned ({planned:,} became {got:,})",
                 "the server's usage counts what was really read and written",
                 "compare levels of this run with each other, not with other runs",
                 fatal=forced,
             )
 
 
-def _cold(records: Sequence[TurnRecord], server: dict[str, Any]) -> Iterator[Warning]:
-    """No prompt can be cached beyond what its session, or the level's warm-up, had sent before."""
-    slack = max(64, server["cache"]["block_size"] or 0)
-    told = [record for record in records if record.turn > 0 and record.cached_tokens is not None]
-    warm = [record for record in told if (record.cached_tokens or 0) > record.eligible_tokens + slack]
-    if warm:
-        yield Warning(
-            f"{len(warm)} of {len(told)} prompts were cached further than anything this level had sent",
-            "the same content had been sent before, so the level was not cold",
-            "use another --seed, or a server that nobody else uses",
-            fatal=True,
-        )
-
-
-def _counters(records: Sequence[TurnRecord], server: dict[str, Any]) -> Iterator[Warning]:
-    """The server's own counter of hit tokens against the sum over our requests, over the whole run."""
-    counted = server.get("hits")
-    ours = [record.cached_tokens for record in records if record.cached_tokens is not None]
-    if counted is None or not ours:
-        return
-    total = sum(ours)
-    if abs(counted - total) > COUNTER_SHARE * max(total, 1):
-        yield Warning(
-            f"the server counted {counted:,.0f} cached tokens, our requests add up to {total:,}",
-            "preempted requests look their prefix up again; or others use this server",
-            "look at `preempted`, and measure a server that nobody else uses",
-        )
-
-
-def _client(rows: Sequence[LevelRow]) -> Iterator[Warning]:
+def _client(seen: Evidence) -> Iterator[Warning]:
     """The client's own time is in every TTFT: a little is a warning, a part of the tail that matters is fatal."""
+    rows = seen.rows
     late = [row for row in rows if _late_share(row, "ttft_p50_s") > LATE_SHARE and (row.late_p99_s or 0) > LATE_FLOOR_S]
     if late:
         worst = max(late, key=lambda row: _late_share(row, "ttft_p99_s"))
@@ -123,30 +174,195 @@ def _late_share(row: LevelRow, of: str) -> float:
     return row.late_p99_s / whole if row.late_p99_s is not None and whole else 0.0
 
 
-def _few(rows: Sequence[LevelRow]) -> Iterator[Warning]:
-    few = [row for row in rows if row.requests < P99_REQUESTS and row.case == "realistic"]
-    if few:
+def _cold(seen: Evidence) -> Iterator[Warning | str]:
+    """No prompt can be cached beyond what its session, or the level's warm-up, had sent before."""
+    slack = max(64, seen.facts["server"]["cache"]["block_size"] or 0)
+    told = [record for record in seen.sent if record.cached_tokens is not None]
+    warm = [record for record in told if (record.cached_tokens or 0) > record.eligible_tokens + slack]
+    if not told:
+        yield "the server does not tell what it had cached"
+    if warm:
         yield Warning(
-            f"{len(few)} levels have under {P99_REQUESTS} requests",
-            "their p99 is their slowest request, by another name",
-            f"--requests {2 * P99_REQUESTS}",
+            f"{len(warm)} of {len(told)} prompts were cached further than anything this level had sent",
+            "the same content had been sent before, so the level was not cold",
+            "use another --seed, or a server that nobody else uses",
+            fatal=True,
         )
 
 
-def _shallow(rows: Sequence[LevelRow], records: Sequence[TurnRecord]) -> Iterator[Warning]:
+def _reuse(seen: Evidence) -> Iterator[Warning | str]:
+    """The server's own counter of hit tokens against the sum over our requests, over the whole run."""
+    counted = _grown(seen, "prefix_hits")
+    ours = [record.cached_tokens for record in seen.records if record.cached_tokens is not None]
+    if counted is None or not ours:
+        yield "the server does not count hits"
+        return
+    total = sum(ours)
+    if abs(counted - total) > COUNTER_SHARE * max(total, 1):
+        yield Warning(
+            f"the server counted {counted:,.0f} cached tokens, our requests add up to {total:,}",
+            "preempted requests look their prefix up again; or others use this server",
+            "look at `preempted`, and measure a server that nobody else uses",
+        )
+
+
+def _grown(seen: Evidence, name: str) -> float | None:
+    """How far one of the server's counters went, over all levels."""
+    levels = [list(level) for _, level in groupby(seen.samples, lambda s: (s["case"], s["concurrency"], s["repeat"]))]
+    grown = [value for level in levels if (value := growth(level, name)) is not None]
+    return sum(grown) if grown else None
+
+
+def _steady(seen: Evidence) -> Iterator[Warning]:
+    """Of levels before the knee, where nothing should change while they last; past it the cache is still filling."""
+    key = lambda record: (record.concurrency, record.repeat)  # noqa: E731
+    realistic = sorted((r for r in seen.sent if r.case == "realistic" and r.ttft_s), key=key)
+    for (concurrency, _), group in groupby(realistic, key):
+        least, most = _drift(list(group))
+        if (seen.healthy is None or concurrency <= seen.healthy) and (least > DRIFT or most < -DRIFT):
+            yield Warning(
+                f"{seen.variant}, C = {concurrency}: TTFT drifted by {least:+.0%} to {most:+.0%} within the level",
+                "a level that has not settled has no percentile of its own",
+                "longer levels (--requests), or find what else changes on that machine",
+            )
+
+
+def _drift(turns: Sequence[TurnRecord]) -> tuple[float, float]:
+    """95 % limits of how far TTFT moved from the beginning to the end, turns of the same depth compared."""
+    depth = np.array([record.turn for record in turns])
+    log = np.log([record.ttft_s or 1.0 for record in turns])
+    when = np.array([record.sent_s for record in turns])
+    when = (when - when.min()) / max(float(np.ptp(when)), 1e-9)
+    for turn in np.unique(depth):
+        here = depth == turn
+        log[here] -= log[here].mean()
+        when[here] -= when[here].mean()
+    square = float((when**2).sum())
+    sessions = np.array([record.session for record in turns])
+    if square < 0.5 or len(np.unique(sessions)) < 10:  # equal depths stood side by side, not one after another
+        return 0.0, 0.0
+    slope = float((when * log).sum() / square)
+    rest = log - slope * when
+    error = sum(float((when * rest)[sessions == one].sum()) ** 2 for one in np.unique(sessions)) ** 0.5 / square
+    low, high = np.expm1([slope - 2 * error, slope + 2 * error])
+    return float(low), float(high)
+
+
+def _alone(seen: Evidence) -> Iterator[Warning | str]:
+    """Nobody else's requests on the server, nobody else's work on the machine."""
+    answered = _grown(seen, "first_tokens")
+    ours = sum(record.first_s is not None for record in seen.records)
+    if answered is None:
+        yield "the server does not count its answers"
+    elif answered > ours * (1 + COUNTER_SHARE):
+        yield Warning(
+            f"the server answered {answered:,.0f} requests while ours were {ours:,}",
+            "what others ask takes its time and its cache",
+            "measure a server that nobody else uses",
+            fatal=True,
+        )
+    load, cores = seen.run["machine"].get("load"), seen.run["machine"]["cores"]
+    if load is not None and load > BUSY * cores and seen.facts["launch"]:
+        yield Warning(
+            f"the machine was busy before the run: {load:.1f} runnable threads on {cores} cores over the minute before",
+            "other work takes time from client and server",
+            "wait until it is idle, and run again",
+        )
+
+
+def _settings(seen: Evidence) -> Iterator[Warning | str]:
+    told = seen.facts.get("settings", [])
+    if len(told) < 2:
+        yield "not asked again after the run"
+    elif told[0] != told[1]:
+        changed = [name for name in told[0] if told[0][name] != told[1].get(name)]
+        yield Warning(
+            f"the server's {', '.join(changed)} changed while it was measured",
+            f"before: {told[0]}; after: {told[1]}",
+            "measure a server that nobody restarts",
+            fatal=True,
+        )
+
+
+def _repeats(seen: Evidence) -> Iterator[Warning | str]:
+    if seen.run["repeats"] < 2:
+        yield "each level was played once: --repeats 3 shows how far a repeat moves"
+    moved = [row for row in seen.rows if row.repeat_spread is not None and row.repeat_spread > REPEAT_SPREAD]
+    if moved:
+        worst = max(moved, key=lambda row: row.repeat_spread or 0)
+        yield Warning(
+            f"req/s of {len(moved)} levels moved between repeats, most at {_name(worst)}: by {worst.repeat_spread:.1%}",
+            "a difference between runs smaller than that is none",
+            "past the knee this is usual; before it, look for other work on the machine",
+        )
+
+
+def _depth(seen: Evidence) -> Iterator[Warning]:
     """A level whose sessions never grew to full depth never asked the cache for what that many sessions need."""
-    key = lambda record: (record.variant, record.concurrency)  # noqa: E731
-    realistic = sorted((r for r in records if r.case == "realistic" and r.turn > 0), key=key)
+    realistic = sorted((r for r in seen.sent if r.case == "realistic"), key=lambda record: record.concurrency)
     deepest = max((record.turn for record in realistic), default=0)
     shallow = [
         concurrency
-        for (_, concurrency), group in groupby(realistic, key)
+        for concurrency, group in groupby(realistic, lambda record: record.concurrency)
         if max(record.turn for record in group) < deepest
     ]
     if shallow:
         levels = ", ".join(map(str, shallow))
         yield Warning(
-            f"at C = {levels} no session reached its last turn",
+            f"{seen.variant}: at C = {levels} no session reached its last turn",
             "the requests were shared out among more sessions than they could carry to the end, as in the study",
             f"--requests {max(shallow) * deepest} takes every session to its end",
         )
+
+
+Asked = Callable[[Evidence], Iterator[Warning] | Iterator[str] | Iterator[Warning | str]]
+CHECKS: dict[str, Asked] = {
+    "every planned request has an outcome": _ledger,
+    "few requests failed": _errors,
+    "streams were whole": _streams,
+    "prompts and answers had their length": _sizes,
+    "the client was on time": _client,
+    "every level began cold": _cold,
+    "the server's hits are those of our design": _reuse,
+    "sessions grew to full depth": _depth,
+    "nothing drifted within a level": _steady,
+    "nobody else used server or machine": _alone,
+    "settings were the same afterwards": _settings,
+    "enough sessions for every percentile": _samples,
+    "repeats agree": _repeats,
+}
+
+
+def departures(run: dict[str, Any]) -> list[str]:
+    """What is not as the shipped recipe has it; such a run is as valid as any, and never passes for the recipe's."""
+    found: list[str] = []
+    if not _shipped("workloads", run["workload"]["name"], run["workload"].get("digest")):
+        found.append(f"workload {run['workload']['name']} is not a shipped one")
+    for name, facts in run["variants"].items():
+        found += [f"{name}: {text}" for text in _departs(facts["launch"])]
+    if run["seed"] != 0:
+        found.append(f"seed {run['seed']}")
+    fewest = min((level["requests"] for level in run["levels"] if level["case"] == "realistic"), default=200)
+    return [*found, f"{fewest} requests a level instead of 200"] if fewest < 200 else found
+
+
+def _departs(launch: dict[str, Any] | None) -> Iterator[str]:
+    if launch is None:
+        yield "a server that bench did not start"
+        return
+    if not _shipped("launch", launch["name"], launch["digest"]):
+        yield f"{launch['name']} is not a shipped machine"
+    if launch["kv"] not in launch["file"]["kv"]:
+        yield f"precision {launch['kv']}"
+    if launch["model"] != launch["file"]["serve"]["model"]:
+        yield f"model {launch['model']}"
+    if launch["tp"] != 1:
+        yield f"--tensor-parallel-size {launch['tp']}"
+    if not launch["prefix_caching"]:
+        yield "no prefix caching"
+    if launch["extra"]:
+        yield " ".join(launch["extra"])
+
+
+def _shipped(folder: str, name: str, digest: str | None) -> bool:
+    return digest in tables.digests(folder, name)

@@ -162,13 +162,17 @@ def sweep(**given: Any) -> int:
     bench sweep --gpu l4 --kv fp8 -- --max-num-seqs 64     flags after -- go to vllm serve unchanged
     bench sweep --endpoint http://127.0.0.1:8000           a server that is already running
     """
-    from bench import knee, progress, records, report, server
+    from dataclasses import replace
+
+    from bench import engine, knee, progress, records, report, server
     from bench import sweep as job
 
     knee.parse_slo(given["slo"])
     terminal = progress.Terminal()
     launches = _launches(given)
     vllm = _vllm(given, launches, terminal)
+    if vllm is not None:
+        launches = {name: replace(one, telling=engine.telling(vllm)) for name, one in launches.items()}
     endpoint = None if launches else _endpoint(given)
     plan = _plan(given, launches, endpoint)
     path = Path(given["out"]) if given["out"] else _default_folder(given)
@@ -205,9 +209,11 @@ def report(run: Path, as_json: bool) -> int:
 
 
 def _close(folder: Any, as_json: bool, terminal: "Terminal") -> int:
+    from bench import conclusion
     from bench import report as paper
 
-    done = paper.conclude(folder)
+    done = conclusion.conclude(folder)
+    paper.write(folder, done)
     terminal.say("")
     click.echo(json.dumps(done.run, indent=2) if as_json else paper.closing(done, folder))
     if done.warnings:

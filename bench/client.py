@@ -10,7 +10,7 @@ import re
 import ssl
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -97,6 +97,7 @@ class Answer:
     done: bool = False
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
+    timing: dict[str, Any] = field(default_factory=dict)  # vLLM's --enable-per-request-metrics
     error: str | None = None
 
 
@@ -117,11 +118,16 @@ def _take_in(answer: Answer, at: float, event: dict[str, Any]) -> None:
     if event.get("error"):
         answer.error = _error_text(event)
     answer.usage = event.get("usage") or answer.usage
+    answer.timing = event.get("metrics") or answer.timing
     for choice in event.get("choices") or ():
         if answer.first_at is None and _is_token(choice):
             answer.first_at = at
         if choice.get("finish_reason"):
             answer.finish_reason, answer.last_at = choice["finish_reason"], at
+
+
+def _seconds(ms: float | None) -> float | None:
+    return None if ms is None else ms / 1e3
 
 
 def _error_text(body: Any) -> str:
@@ -294,6 +300,8 @@ class Client:
             eligible_tokens=turn.eligible_tokens,
             finish_reason=answer.finish_reason,
             error=error,
+            queue_s=_seconds(answer.timing.get("queue_time_ms")),
+            prefill_s=_seconds(answer.timing.get("time_to_first_token_ms")),
             answer=self.dialect.answer(answer.said),
         )
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from bench.errors import BenchError
 
+TELLING = ("--enable-per-request-metrics",)
+
 
 @dataclass(frozen=True, slots=True)
 class Vllm:
@@ -67,6 +69,11 @@ def ask(command: tuple[str, ...], say: Callable[[str], None]) -> Vllm:
             note.write_text(json.dumps({"version": vllm.version, "flags": flags, "kv_dtypes": vllm.kv_dtypes}))
     say("")
     return vllm
+
+
+def telling(vllm: Vllm) -> tuple[str, ...]:
+    """Of the flags that make vLLM tell more of each request, those that this one has."""
+    return tuple(flag for flag in TELLING if flag in vllm.flags)
 
 
 def _note(command: tuple[str, ...]) -> Path | None:

@@ -1,24 +1,28 @@
-"""Numbers become a verdict: where the cliff stands, and the highest level that keeps the promise.
+"""Numbers become a verdict: where the cliff stands, the highest level that keeps the promise, and how sure both are.
 
 The rule, in the words a user reads (README, "How the knee is found"):
 - Where the server tells each request's cached tokens, a level's tail belongs to eviction when at least 1 % of its
   requests lost more than 1,000 tokens of their own history: then the 99th percentile is made of them.
 - Where it does not, the tail has left the body when p99 is at least 3 times the last healthy level's, more than the
-  growth in sessions explains, while p50 has not followed, and the levels above stay there.
+  growth in sessions explains, while p50 has not followed.
+- One level is not a cliff: of the two levels above, at least one has to say the same.
 The knee is the bracket between the last level before and the first level after.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import Any
 
+import numpy as np
+
+from bench import sample, stats
 from bench.errors import BenchError
+from bench.records import TurnRecord
 from bench.stats import METRICS, LevelRow
 
 UNLUCKY_SHARE = 0.01
 TAIL_JUMP = 3.0
+SEEN_IN = {True: "lost tokens", False: "the tail alone"}
 BODY_SHARE = 0.5  # of the tail's jump that p50 may follow at most
 
 
@@ -73,55 +77,59 @@ def ceiling(rows: Sequence[LevelRow], slo: Slo) -> int | None:
 def knee(rows: Sequence[LevelRow]) -> Knee | None:
     """Rows of the realistic case in order of concurrency."""
     by_loss = bool(rows) and all(row.unlucky is not None for row in rows)
+    broken = _evicts if by_loss else _leaves
     for at in range(1, len(rows)):
-        before, here = rows[at - 1], rows[at]
-        if by_loss and _evicts(here) and not _evicts(before):
-            return Knee(before.concurrency, here.concurrency, "lost tokens")
-        if not by_loss and _leaves(before, rows[at:]):
-            return Knee(before.concurrency, here.concurrency, "the tail alone")
+        before, here, above = rows[at - 1], rows[at], rows[at + 1 : at + 3]
+        stays = not above or any(broken(row, before) for row in above)
+        if broken(here, before) and stays and not _evicts(before, before):
+            return Knee(before.concurrency, here.concurrency, SEEN_IN[by_loss])
     return None
 
 
-def _evicts(row: LevelRow) -> bool:
+def _evicts(row: LevelRow, _: LevelRow) -> bool:
     return row.unlucky is not None and row.unlucky >= UNLUCKY_SHARE * row.requests
 
 
-def _leaves(before: LevelRow, rest: Sequence[LevelRow]) -> bool:
-    """Has the tail left the body from the first of `rest` on?"""
-    here = rest[0]
-    if not all(row.ttft_p99_s and row.ttft_p50_s for row in (before, *rest)):
+def _leaves(row: LevelRow, before: LevelRow) -> bool:
+    """Has the tail left the body, seen from the last level before?"""
+    if not all(here.ttft_p99_s and here.ttft_p50_s for here in (before, row)):
         return False
-    jump = _over(here, before, "ttft_p99_s")
-    body = _over(here, before, "ttft_p50_s")
-    wanted = TAIL_JUMP * max(1.0, here.concurrency / before.concurrency / 2)
-    stays = median(_over(row, before, "ttft_p99_s") for row in rest) >= TAIL_JUMP
-    return jump >= wanted and body <= BODY_SHARE * jump and stays
+    jump, body = _over(row, before, "ttft_p99_s"), _over(row, before, "ttft_p50_s")
+    return jump >= _wanted(row, before) and body <= BODY_SHARE * jump
+
+
+def _wanted(row: LevelRow, before: LevelRow) -> float:
+    return TAIL_JUMP * max(1.0, row.concurrency / before.concurrency / 2)
 
 
 def _over(row: LevelRow, before: LevelRow, name: str) -> float:
     return float(getattr(row, name) / getattr(before, name))
 
 
-def verdict(rows: Sequence[LevelRow], slo: Slo, predicted: float | None) -> dict[str, Any]:
-    """Of one variant."""
-    realistic = sorted((row for row in rows if row.case == "realistic"), key=lambda row: row.concurrency)
-    found = knee(realistic)
-    return {
-        "knee": [found.lo, found.hi] if found else None,
-        "seen_in": found.seen_in if found else None,
-        "ceiling": ceiling(realistic, slo),
-        "slo": slo.text,
-        "highest": realistic[-1].concurrency if realistic else None,
-        "predicted_knee": predicted,
-        "cause": _cause(realistic, found, predicted),
-    }
+Turns = Sequence[TurnRecord]
 
 
-def _cause(rows: Sequence[LevelRow], found: Knee | None, predicted: float | None) -> str | None:
-    """Which of what was measured stands behind the knee; None is 'not known'."""
-    if found is None or found.seen_in != "lost tokens":
+def knee_confidence(found: Knee, rows: Sequence[LevelRow], lo: Turns, hi: Turns) -> float | None:
+    """How sure it is that the level below is healthy and the one above is not; None without enough sessions."""
+    if found.seen_in == SEEN_IN[True]:
+        below = sample.chance_below(_flags(lo, stats.is_unlucky), UNLUCKY_SHARE)
+        above = sample.chance_below(_flags(hi, stats.is_unlucky), UNLUCKY_SHARE)
+        return below * (1 - above)
+    tails = [[[stats.ttft(record) for record in session] for session in stats.by_session(turns)] for turns in (lo, hi)]
+    if min(map(len, tails)) < sample.FEW_SESSIONS:
         return None
-    fit = f"; the arithmetic says that {predicted:.1f} sessions fit" if predicted is not None else ""
-    past = next(row for row in rows if row.concurrency == found.hi)
-    lost = f"{past.unlucky} of {past.requests} requests lost {past.lost_tokens:,} tokens of their sessions' history"
-    return f"KV cache full: at {found.hi} sessions {lost}{fit}"
+    before, here = (sample.redrawn(tail, [0.99], seed)[:, 0] for seed, tail in enumerate(tails))
+    by_level = {row.concurrency: row for row in rows}
+    return float(np.mean(here >= before * _wanted(by_level[found.hi], by_level[found.lo])))
+
+
+def ceiling_confidence(slo: Slo, turns: Turns) -> float | None:
+    """How sure it is that the promise is kept there; only of percentiles of TTFT."""
+    match = re.fullmatch(r"ttft_p(\d+)_s", slo.metric)
+    if not match or slo.above:
+        return None
+    return sample.chance_below(_flags(turns, lambda record: stats.ttft(record) > slo.limit), 1 - int(match[1]) / 100)
+
+
+def _flags(turns: Turns, flag: Callable[[TurnRecord], bool | None]) -> list[list[float]]:
+    return [[float(bool(flag(record))) for record in session] for session in stats.by_session(turns)]

@@ -27,6 +27,7 @@ class Machine:
     python: str
     bench: str
     gpus: tuple[Gpu, ...]
+    load: float | None  # runnable threads over the last minute, before the run added its own
 
 
 def describe() -> Machine:
@@ -39,6 +40,7 @@ def describe() -> Machine:
         python=platform.python_version(),
         bench=__version__,
         gpus=gpus(),
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
 
 

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import TextIO
 
-from bench import capacity, stats, table
+from bench import capacity, sample, stats, table
 from bench.load import Level
 from bench.records import TurnRecord
 from bench.server import Endpoint
@@ -70,7 +70,7 @@ class Terminal:
     def _progress(self) -> str:
         assert self._level is not None
         values = [float("inf") if record.ttft_s is None else record.ttft_s for record in self._records]
-        middle, tail = stats.percentile(values, 0.5), stats.percentile(values, 0.99)
+        middle, tail = sample.percentile(values, 0.5), sample.percentile(values, 0.99)
         eligible = sum(record.eligible_tokens for record in self._records if record.lost_tokens is not None)
         lost = sum(record.lost_tokens or 0 for record in self._records)
         hit = f"  hit {1 - lost / eligible:.0%}" if eligible else ""

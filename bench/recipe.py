@@ -83,6 +83,7 @@ class Launch:
     model: str
     tp: int = 1
     prefix_caching: bool = True
+    telling: tuple[str, ...] = ()  # flags that make the vLLM at hand tell more of each request
     extra: tuple[str, ...] = ()  # the user's own flags, passed on unchanged; they win over ours
 
     def __post_init__(self) -> None:
@@ -127,7 +128,7 @@ class Launch:
 
     def arguments(self, model: str, port: int) -> list[str]:
         """What follows `vllm`; `model` is the folder or id to load, `port` ours to choose."""
-        return ["serve", model, *self._ours(port), *self.extra]
+        return ["serve", model, *self._ours(port), *self.telling, *self.extra]
 
     def environment(self) -> dict[str, str]:
         env = {
@@ -192,7 +193,7 @@ def load(gpu: str) -> tuple[str, RecipeFile, str]:
 
 def launch(gpu: str, kv: str, model: str | None, tp: int, prefix_caching: bool, extra: tuple[str, ...]) -> Launch:
     name, file, digest = load(gpu)
-    return Launch(name, file, digest, kv, model or file.serve.model, tp, prefix_caching, extra)
+    return Launch(name, file, digest, kv, model or file.serve.model, tp, prefix_caching, extra=extra)
 
 
 def vary(base: Launch, axes: tuple[str, ...]) -> dict[str, Launch]:

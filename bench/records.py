@@ -11,7 +11,9 @@ from bench.errors import BenchError, Exit
 
 # Schema history of run.json and requests.jsonl:
 #   1  the first
-SCHEMA = 1
+#   2  a request's time in the server's queue and prefill; the server's own TTFT; its settings after the run
+SCHEMA = 2
+READABLE = (1, 2)  # what an older one lacks is None
 
 Status = Literal["ok", "failed", "truncated", "timeout", "cut"]
 
@@ -40,6 +42,8 @@ class TurnRecord:
     eligible_tokens: int
     finish_reason: str | None = None
     error: str | None = None
+    queue_s: float | None = None  # by the engine's own clock: until it was scheduled
+    prefill_s: float | None = None  # and from then until its first token
     answer: bytes = b""  # in the target's notation, for the next turn to extend; content, so not part of the file
 
     @property
@@ -125,9 +129,9 @@ class Folder:
             run: dict[str, Any] = json.loads(file.read_text())
         except ValueError as error:
             raise BenchError(f"{file} is damaged: {error}") from None
-        if not isinstance(run, dict) or run.get("schema") != SCHEMA:
+        if not isinstance(run, dict) or run.get("schema") not in READABLE:
             told = run.get("schema") if isinstance(run, dict) else None
-            raise BenchError(f"{file} has schema {told}, this bench reads {SCHEMA}")
+            raise BenchError(f"{file} has schema {told}, this bench reads {READABLE[0]} to {SCHEMA}")
         if missing := sorted({"variants", "levels", "slo", "ended", "machine", "workload"} - set(run)):
             raise BenchError(f"{file} is damaged: it has no '{missing[0]}'")
         return run

@@ -24,6 +24,8 @@ SERIES: dict[str, tuple[str, ...]] = {
     "queue_s": ("vllm:request_queue_time_seconds_sum",),
     "prefill_s": ("vllm:request_prefill_time_seconds_sum",),
     "finished": ("vllm:request_queue_time_seconds_count",),
+    "ttft_s": ("vllm:time_to_first_token_seconds_sum",),
+    "first_tokens": ("vllm:time_to_first_token_seconds_count",),
 }
 AVERAGED = {"kv_usage"}
 Sample = dict[str, float | None]

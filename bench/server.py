@@ -237,6 +237,23 @@ def started(pid: int) -> str:
         return ""
 
 
+def now(target: Endpoint) -> dict[str, object]:
+    """Its settings as it tells them at this moment: before a run and after it they have to be the same."""
+    page = scrape.fetch(target.base_url, target.key) or ""
+    try:
+        listed = httpx.get(
+            f"{target.base_url}/v1/models", headers=scrape.bearer(target.key), timeout=30, trust_env=False
+        )
+        models = sorted(entry["id"] for entry in listed.json()["data"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        models = []
+    return {
+        "cache": asdict(scrape.cache_facts(page)),
+        "version": _version(target.base_url, target.key),
+        "models": models,
+    }
+
+
 def facts(target: Endpoint) -> dict[str, object]:
     """What run.json keeps of the server."""
     return {

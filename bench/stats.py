@@ -1,17 +1,17 @@
-"""Records become numbers: percentiles that count the failed, intervals that know a session's turns are alike."""
+"""Records become numbers: a level as a row, and the one table that says how each number is called and printed."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
-
+from bench import sample, waits
 from bench.records import TurnRecord
+from bench.waits import Told
 
-RESAMPLES = 2000
-FEW_SESSIONS = 5  # below this many an interval says nothing
 UNLUCKY_TOKENS = 1000  # a request that lost more than about a turn's worth of its history
+PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,77 +39,167 @@ class LevelRow:
     sessions: int
     tpot_p50_s: float | None
     late_p99_s: float | None
+    ttft_p50_lo_s: float | None = None
+    ttft_p50_hi_s: float | None = None
+    ttft_p95_lo_s: float | None = None
+    ttft_p95_hi_s: float | None = None
+    needs_p50: int | None = None  # more sessions until the percentile has its floor
+    needs_p95: int | None = None
+    needs_p99: int | None = None
+    lucky_p50_s: float | None = None  # TTFT of those who kept their history
+    lucky_p95_s: float | None = None
+    lucky_p99_s: float | None = None
+    unlucky_p50_s: float | None = None  # and of those who lost it
+    unlucky_p95_s: float | None = None
+    unlucky_p99_s: float | None = None
+    first_unlucky_turn: int | None = None
+    running_max: float | None = None
+    waiting_max: float | None = None
+    working_set_tokens: int | None = None  # the most that the sessions under way had sent and received, all at once
+    repeats: int = 1
+    repeat_spread: float | None = None  # of req/s over the repeats: (most - least) / mean
+    # What the mean TTFT is made of
+    wait_client_s: float | None = None
+    wait_slot_s: float | None = None
+    wait_blocks_s: float | None = None
+    wait_lost_s: float | None = None
+    wait_preempted_s: float | None = None
+    wait_compute_s: float | None = None
 
 
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """Linear between order statistics (numpy's default); a failure ranks as infinitely slow."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    at = share * (len(ordered) - 1)
-    low, high = ordered[math.floor(at)], ordered[math.ceil(at)]
-    return low if low == high else low + (high - low) * (at - math.floor(at))
+def by_session(turns: Iterable[TurnRecord]) -> list[list[TurnRecord]]:
+    found: dict[tuple[int, int], list[TurnRecord]] = {}
+    for record in turns:
+        found.setdefault((record.repeat, record.session), []).append(record)
+    return list(found.values())
 
 
-def interval(groups: list[list[float]], share: float) -> tuple[float | None, float | None]:
-    """95 % interval of a percentile from resampling whole sessions, for turns of one session are not independent."""
-    if len(groups) < FEW_SESSIONS:
-        return None, None
-    rng = np.random.default_rng(0)
-    values = [np.array(group) for group in groups]
-    drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
-    # method "higher" never mixes a number with the infinity of a failure
-    points = [np.quantile(np.concatenate([values[i] for i in row]), share, method="higher") for row in drawn]
-    low, high = np.quantile(points, [0.025, 0.975], method="nearest")
-    return float(low), float(high)
+def ttft(record: TurnRecord) -> float:
+    """A failure ranks as infinitely slow."""
+    return math.inf if record.ttft_s is None else record.ttft_s
 
 
-def reduce(records: Sequence[TurnRecord], samples: Sequence[dict[str, Any]]) -> LevelRow:
+def is_unlucky(record: TurnRecord) -> bool | None:
+    return None if record.lost_tokens is None else record.lost_tokens > UNLUCKY_TOKENS
+
+
+def reduce(
+    records: Sequence[TurnRecord],
+    samples: Sequence[dict[str, Any]],
+    shared_tokens: int = 0,
+    max_seqs: int | None = None,
+) -> LevelRow:
     """All repeats of one level of one case, with the server's own samples taken while it ran."""
     turns = [record for record in records if record.turn > 0]
     first = turns[0]
-    ttft = {id(record): math.inf if record.ttft_s is None else record.ttft_s for record in turns}
-    by_session: dict[tuple[int, int], list[float]] = {}
-    for record in turns:
-        by_session.setdefault((record.repeat, record.session), []).append(ttft[id(record)])
-    low, high = interval(list(by_session.values()), 0.99)
-    values = list(ttft.values())
+    repeats = [[r for r in turns if r.repeat == n] for n in sorted({record.repeat for record in turns})]
+    whole = [[r for r in records if r.repeat == n] for n in sorted({record.repeat for record in turns})]
+    sessions = [[ttft(record) for record in session] for session in by_session(turns)]
     lost = [record.lost_tokens for record in turns if record.lost_tokens is not None]
-    duration = sum(_span([record for record in turns if record.repeat == repeat]) for repeat in _repeats(turns))
+    duration = sum(_span(repeat) for repeat in repeats)
     good = sum(record.status == "ok" for record in turns)
+    rates = [rate for repeat in repeats if (rate := _rate(repeat)) is not None]
     return LevelRow(
         variant=first.variant,
         case=first.case,
         concurrency=first.concurrency,
         requests=len(turns),
         errors=len(turns) - good,
-        ttft_p50_s=percentile(values, 0.50),
-        ttft_p95_s=percentile(values, 0.95),
-        ttft_p99_s=percentile(values, 0.99),
-        ttft_p99_lo_s=low,
-        ttft_p99_hi_s=high,
         req_per_s=good / duration if duration > 0 else None,
         eligible_hit_rate=_eligible_hit_rate(turns),
         prefix_hit_rate=_ratio(growth(samples, "prefix_hits"), growth(samples, "prefix_queries")),
         lost_tokens=sum(lost) if lost else None,
         preemptions=growth(samples, "preemptions"),
-        kv_usage_max=max(
-            (sample["kv_usage"] for sample in samples if sample.get("kv_usage") is not None), default=None
-        ),
+        kv_usage_max=_most(samples, "kv_usage"),
         duration_s=duration,
         unlucky=sum(tokens > UNLUCKY_TOKENS for tokens in lost) if lost else None,
-        sessions=len(by_session),
-        tpot_p50_s=percentile([tpot for record in turns if (tpot := _tpot(record)) is not None], 0.50),
-        late_p99_s=percentile([record.late_s for record in turns if record.turn > 1], 0.99),
+        sessions=len(sessions),
+        tpot_p50_s=sample.percentile([tpot for record in turns if (tpot := _tpot(record)) is not None], 0.50),
+        late_p99_s=sample.percentile([record.late_s for record in turns if record.turn > 1], 0.99),
+        running_max=_most(samples, "running"),
+        waiting_max=_most(samples, "waiting"),
+        working_set_tokens=max(_working_set(repeat, shared_tokens) for repeat in repeats),
+        repeats=len(repeats),
+        repeat_spread=(max(rates) - min(rates)) / (sum(rates) / len(rates)) if len(rates) > 1 else None,
+        **_percentiles(sessions),
+        **_luck(turns),
+        **_waits(whole, samples, max_seqs),
     )
 
 
-def _repeats(turns: Sequence[TurnRecord]) -> set[int]:
-    return {record.repeat for record in turns}
+def _percentiles(sessions: list[list[float]]) -> dict[str, Any]:
+    values = [value for session in sessions for value in session]
+    limits = sample.intervals(sessions, list(PERCENTILES.values()))
+    found: dict[str, Any] = {}
+    for (name, share), (low, high) in zip(PERCENTILES.items(), limits, strict=True):
+        found[f"ttft_{name}_s"] = sample.percentile(values, share)
+        found[f"ttft_{name}_lo_s"], found[f"ttft_{name}_hi_s"] = low, high
+        found[f"needs_{name}"] = sample.needs(sessions, share)
+    return found
+
+
+def _luck(turns: Sequence[TurnRecord]) -> dict[str, Any]:
+    """TTFT of those who kept their history and of those who lost it, and the first turn at which one did."""
+    found: dict[str, Any] = {}
+    for cohort, wanted in (("lucky", False), ("unlucky", True)):
+        values = [ttft(record) for record in turns if is_unlucky(record) is wanted]
+        found |= {f"{cohort}_{name}_s": sample.percentile(values, share) for name, share in PERCENTILES.items()}
+    broken = [record.turn for record in turns if is_unlucky(record)]
+    return found | {"first_unlucky_turn": min(broken, default=None)}
+
+
+def _waits(
+    repeats: Sequence[Sequence[TurnRecord]], samples: Sequence[dict[str, Any]], max_seqs: int | None
+) -> dict[str, Any]:
+    found = []
+    for repeat in repeats:
+        own = [row for row in samples if row["repeat"] == repeat[0].repeat]
+        told = Told(max_seqs, _most(own, "kv_usage"), growth(own, "preemptions"), _server_ttft(repeat, own))
+        if (wait := waits.split(repeat, told)) is not None:
+            found.append(wait)
+    if not found:
+        return {}
+    return {f"wait_{name}": sum(getattr(wait, name) for wait in found) / len(found) for name in asdict(found[0])}
+
+
+def _server_ttft(records: Sequence[TurnRecord], samples: Sequence[dict[str, Any]]) -> float | None:
+    """Mean, by the server's clock; the warm-ups, which it counts too, are taken out by ours."""
+    total, count = growth(samples, "ttft_s"), growth(samples, "first_tokens")
+    warm = [record.ttft_s or 0.0 for record in records if record.turn == 0]
+    if total is None or count is None or count <= len(warm):
+        return None
+    return (total - sum(warm)) / (count - len(warm))
+
+
+def _working_set(turns: Sequence[TurnRecord], shared_tokens: int) -> int:
+    """A session holds its longest context until the next of its turns, and nothing once it is over."""
+    steps: list[tuple[float, int]] = []
+    for session in by_session(turns):
+        held = 0
+        for record in sorted(session, key=lambda record: record.turn):
+            context = (record.prompt_tokens or record.planned_prompt_tokens) + (record.output_tokens or 0)
+            grown = max(held, context - shared_tokens)
+            steps.append((record.sent_s, grown - held))
+            held = grown
+        steps.append((max(record.end_s for record in session), -held))
+    level = most = 0
+    for _, change in sorted(steps):
+        level += change
+        most = max(most, level)
+    return shared_tokens + most
 
 
 def _span(turns: Sequence[TurnRecord]) -> float:
     return max(record.end_s for record in turns) - min(record.sent_s for record in turns)
+
+
+def _rate(turns: Sequence[TurnRecord]) -> float | None:
+    span = _span(turns)
+    return sum(record.status == "ok" for record in turns) / span if span > 0 else None
+
+
+def _most(samples: Sequence[dict[str, Any]], name: str) -> float | None:
+    return max((row[name] for row in samples if row.get(name) is not None), default=None)
 
 
 def _eligible_hit_rate(turns: Sequence[TurnRecord]) -> float | None:
@@ -128,7 +218,7 @@ def _tpot(record: TurnRecord) -> float | None:
 def growth(samples: Sequence[dict[str, Any]], name: str) -> float | None:
     """How far a counter went in each repeat, added up."""
     total, seen = 0.0, False
-    for repeat in {sample["repeat"] for sample in samples}:
+    for repeat in {row["repeat"] for row in samples}:
         values = [s[name] for s in samples if s["repeat"] == repeat and s.get(name) is not None]
         if len(values) > 1:
             total, seen = total + values[-1] - values[0], True
@@ -175,27 +265,52 @@ class Metric:
     unit: str
     better: Better
     format: Callable[[float], str]
+    meaning: str = ""
 
 
 METRICS: dict[str, Metric] = {
-    "ttft_p50_s": Metric("TTFT p50", "s", "less", seconds),
-    "ttft_p95_s": Metric("p95", "s", "less", seconds),
-    "ttft_p99_s": Metric("p99", "s", "less", seconds),
-    "req_per_s": Metric("req/s", "1/s", "more", rate),
-    "eligible_hit_rate": Metric("hit", "", "more", share),
-    "lost_tokens": Metric("lost", "tokens", "less", tokens),
-    "unlucky": Metric("unlucky", "requests", "less", count),
-    "preemptions": Metric("preempted", "", "less", count),
-    "kv_usage_max": Metric("KV used", "", "neither", share),
-    "prefix_hit_rate": Metric("server's hit", "", "more", share),
-    "tpot_p50_s": Metric("TPOT p50", "s", "less", seconds),
-    "errors": Metric("errors", "requests", "less", count),
-    "requests": Metric("requests", "requests", "neither", count),
-    "duration_s": Metric("took", "s", "neither", seconds),
-    "late_p99_s": Metric("client late p99", "s", "less", seconds),
+    "ttft_p50_s": Metric("TTFT p50", "s", "less", seconds, "time to the first token from when the turn was due"),
+    "ttft_p95_s": Metric("p95", "s", "less", seconds, "of TTFT"),
+    "ttft_p99_s": Metric("p99", "s", "less", seconds, "of TTFT"),
+    "req_per_s": Metric("req/s", "1/s", "more", rate, "answered requests over the time of the level"),
+    "eligible_hit_rate": Metric("hit", "", "more", share, "of the tokens a session had sent, those still cached"),
+    "lost_tokens": Metric("lost", "tokens", "less", tokens, "tokens that had been cached and were not any more"),
+    "unlucky": Metric("unlucky", "requests", "less", count, "requests that lost over 1,000 tokens of their history"),
+    "preemptions": Metric("preempted", "", "less", count, "requests thrown out of the batch for want of blocks"),
+    "kv_usage_max": Metric("KV used", "", "neither", share, "blocks held by requests being answered, at most"),
+    "working_set_tokens": Metric(
+        "working set", "tokens", "neither", tokens, "the most that live sessions held at once"
+    ),
+    "prefix_hit_rate": Metric("server's hit", "", "more", share, "by the server's own counters"),
+    "tpot_p50_s": Metric("TPOT p50", "s", "less", seconds, "time per output token after the first"),
+    "errors": Metric("errors", "requests", "less", count, "failed, truncated or given up"),
+    "requests": Metric("requests", "requests", "neither", count, ""),
+    "sessions": Metric("sessions", "sessions", "neither", count, "that were begun"),
+    "duration_s": Metric("took", "s", "neither", seconds, ""),
+    "late_p99_s": Metric("client late p99", "s", "less", seconds, "from when a turn was due until it was sent"),
+    "lucky_p50_s": Metric("lucky p50", "s", "less", seconds, "TTFT of those who kept their history"),
+    "lucky_p99_s": Metric("lucky p99", "s", "less", seconds, ""),
+    "unlucky_p50_s": Metric("unlucky p50", "s", "less", seconds, "TTFT of those who lost it"),
+    "unlucky_p99_s": Metric("unlucky p99", "s", "less", seconds, ""),
+    "wait_client_s": Metric("client", "s", "less", seconds, "outside the engine: sent late, HTTP, read late"),
+    "wait_slot_s": Metric("slot", "s", "less", seconds, "for one of --max-num-seqs slots"),
+    "wait_blocks_s": Metric("blocks", "s", "less", seconds, "for free blocks of KV cache"),
+    "wait_lost_s": Metric("lost history", "s", "less", seconds, "while history that had been evicted was read again"),
+    "wait_preempted_s": Metric("preempted", "s", "less", seconds, "while preempted requests were read again, at most"),
+    "wait_compute_s": Metric("new tokens", "s", "less", seconds, "while new tokens were computed"),
 }
 
 
 def show(row: LevelRow, name: str) -> str:
+    """A percentile without its floor is a lower limit, never a bare number."""
     value = getattr(row, name)
+    if more_sessions(row, name):
+        least = getattr(row, f"{name.removesuffix('_s')}_lo_s")
+        return "-" if least is None else f"\u2265{METRICS[name].format(least)}"
     return "-" if value is None else METRICS[name].format(value)
+
+
+def more_sessions(row: LevelRow, name: str) -> int:
+    """How many a percentile of TTFT lacks; 0 for whatever needs none."""
+    match = re.fullmatch(r"ttft_(p\d+)_s", name)
+    return getattr(row, f"needs_{match[1]}") or 0 if match else 0

@@ -184,8 +184,10 @@ def sweep(plan: Plan, variants: Sequence[Variant], folder: Folder, show: Show, r
                     "server": facts,
                     "started_s": started,
                     "capacity": asdict(expected) if expected else None,
+                    "settings": [server.now(target)],
                 }
                 asyncio.run(_measure(plan, variant, target, folder, show, run, epoch))
+                run["variants"][variant.name]["settings"].append(server.now(target))
         ended = "finished"
     except (KeyboardInterrupt, asyncio.CancelledError):
         ended = "interrupted"

@@ -60,9 +60,16 @@ def markdown(rows: Sequence[LevelRow]) -> str:
     parts: list[str] = []
     for title, group in groups(rows):
         parts += [f"## {title}", "", _cells(titles), _cells(["---:"] * len(titles))]
-        parts += [_cells([str(row.concurrency), *(stats.show(row, name) for name in ALL_COLUMNS)]) for row in group]
+        parts += [_cells([str(row.concurrency), *(cell(row, name) for name in ALL_COLUMNS)]) for row in group]
         parts.append("")
     return "\n".join(parts)
+
+
+def cell(row: LevelRow, name: str) -> str:
+    """As on the screen; where that is only a limit, what was seen and what is lacking too."""
+    text, missing = stats.show(row, name), stats.more_sessions(row, name)
+    seen = METRICS[name].format(getattr(row, name)) if missing else ""
+    return f"{text} ({seen} seen, needs {missing} more sessions)" if missing else text
 
 
 def _cells(cells: Sequence[str]) -> str:

@@ -37,6 +37,16 @@ def _homes(folder: str) -> tuple[Path, Path]:
     return HERE / "shipped" / folder, HERE.parent / folder
 
 
+def digests(folder: str, name: str, suffix: str = ".toml") -> set[str]:
+    """Of the shipped files of that name."""
+    files = [home / f"{name}{suffix}" for home in _homes(folder) if "/" not in name]
+    return {_digest(file.read_bytes()) for file in files if file.is_file()}
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
 def read(path: Path, into: type[T]) -> tuple[T, str]:
     """The file's content as `into`, and the hash of its bytes."""
     data = path.read_bytes()
@@ -44,7 +54,7 @@ def read(path: Path, into: type[T]) -> tuple[T, str]:
         table = tomllib.loads(data.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BenchError(f"{path}: not a TOML file: {error}") from None
-    return convert(table, into, str(path)), hashlib.sha256(data).hexdigest()[:16]
+    return convert(table, into, str(path)), _digest(data)
 
 
 def convert(value: Any, into: Any, where: str) -> Any:

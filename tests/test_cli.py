@@ -191,7 +191,7 @@ def test_a_server_that_dies_on_the_way_is_exit_3_with_its_requests_on_file(at: P
 def test_errors_make_the_run_invalid_exit_4(at: Path) -> None:
     ran = bench("sweep", *FAST, *fake("errors"), "--out", "run")
     assert ran.returncode == 4, ran.stderr
-    assert "NOT VALID" in ran.stdout
+    assert "INVALID: fp8" in ran.stdout
     assert "requests failed" in ran.stderr
     assert "failed" in (at / "run" / "table.md").read_text()
 

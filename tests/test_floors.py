@@ -5,12 +5,14 @@ from pathlib import Path
 
 BENCH = Path(__file__).parent.parent / "bench"
 FLOORS = {
-    "cli": 5,
-    **dict.fromkeys(("sweep", "report", "progress"), 4),
-    **dict.fromkeys(("load", "knee", "audit", "table"), 3),
-    **dict.fromkeys(("client", "server", "capacity", "stats"), 2),
+    "cli": 7,
+    **dict.fromkeys(("report", "publish"), 6),
+    **dict.fromkeys(("sweep", "progress", "conclusion", "page", "catalogue", "export"), 5),
+    **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "plots"), 4),
+    **dict.fromkeys(("load", "stats"), 3),
+    **dict.fromkeys(("client", "server", "capacity", "waits", "foreign"), 2),
     **dict.fromkeys(("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "wire"), 1),
-    **dict.fromkeys(("errors", "tables"), 0),
+    **dict.fromkeys(("errors", "tables", "sample", "svg"), 0),
 }
 ALLOWED_SIBLINGS = {("tables", "errors")}  # there is one error
 

@@ -1,10 +1,13 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from bench import knee
 from bench.errors import BenchError
+from bench.records import TurnRecord
 from bench.stats import LevelRow
+from tests.test_stats import ONE
 
 Row = Callable[..., LevelRow]
 
@@ -46,6 +49,59 @@ def test_linear_growth_of_a_saturated_server_is_no_knee(row: Row) -> None:
 def test_one_noisy_level_is_no_knee(row: Row) -> None:
     tails = {1: (0.1, 0.2), 2: (0.1, 0.2), 4: (0.1, 2.0), 6: (0.1, 0.2), 8: (0.1, 0.3), 10: (0.1, 0.3)}
     assert bracket(levels(row, tails)) is None
+
+
+def test_one_noisy_level_of_lost_tokens_is_no_knee(row: Row) -> None:
+    unlucky = {4: 0, 6: 0, 8: 5, 10: 0, 12: 0, 14: 11, 16: 34}
+    rows = [row(concurrency=c, ttft_p50_s=0.1, ttft_p99_s=0.2, unlucky=u) for c, u in unlucky.items()]
+    assert bracket(rows) == (12, 14)
+    assert bracket(rows[:5]) is None
+
+
+def test_a_cliff_stays_one_when_levels_far_past_it_recover(row: Row) -> None:
+    tails = {8: (1, 2), 12: (1, 2.5), 14: (1.1, 30), 16: (1.3, 25), 18: (1.3, 9), 20: (1.3, 4), 24: (1.2, 3)}
+    assert bracket(levels(row, tails)) == (12, 14)
+    unlucky = {12: 0, 14: 9, 16: 30, 20: 4, 24: 0, 28: 0}  # too few turns each to fill the cache
+    assert bracket([row(concurrency=c, ttft_p50_s=1, ttft_p99_s=2, unlucky=u) for c, u in unlucky.items()]) == (12, 14)
+
+
+def test_the_best_case_has_no_knee(row: Row) -> None:
+    assert bracket(levels(row, {c: (0.05 + 0.02 * c, 0.06 + 0.03 * c) for c in (1, 2, 4, 8, 12, 24, 48)})) is None
+
+
+def test_evicting_from_the_first_level_on_leaves_the_knee_below_what_was_measured(row: Row) -> None:
+    rows = [row(concurrency=c, ttft_p50_s=1, ttft_p99_s=9, unlucky=50) for c in (14, 16, 18)]
+    assert bracket(rows) is None
+
+
+def level(unlucky: int, sessions: int = 20, slow: float = 5.0) -> list[TurnRecord]:
+    """Ten turns a session; the unlucky ones spread over them."""
+    gone = {"eligible_tokens": 9000, "cached_tokens": 0, "first_s": 10.0 + slow}
+    return [
+        replace(ONE, session=n % sessions, turn=1 + n // sessions, **(gone if n < unlucky else {"cached_tokens": 96}))
+        for n in range(10 * sessions)
+    ]
+
+
+def test_a_knee_is_the_surer_the_clearer_its_sides(row: Row) -> None:
+    found = knee.Knee(12, 14, "lost tokens")
+    clear = knee.knee_confidence(found, [], level(0), level(40))
+    hardly = knee.knee_confidence(found, [], level(1), level(3))
+    assert clear is not None
+    assert hardly is not None
+    assert clear > 0.9 > 0.7 > hardly
+
+
+def test_a_ceiling_is_the_surer_the_more_sessions_kept_it() -> None:
+    slo = knee.parse_slo("ttft_p99<2s")
+    few, many, broken = (knee.ceiling_confidence(slo, turns) for turns in (level(0, 4), level(0, 60), level(40)))
+    assert few is not None
+    assert many is not None
+    assert few < 0.7 < 0.99 < many
+    assert broken == 0.0
+    assert knee.ceiling_confidence(knee.parse_slo("req_per_s>1"), level(0)) is None, (
+        "only a share has this kind of odds"
+    )
 
 
 def test_slow_growth_is_no_knee(row: Row) -> None:

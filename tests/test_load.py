@@ -66,7 +66,7 @@ class Known:
             "failed" if bad else "ok", turn.intended_s, sent, None if bad else sent + 0.5, sent + 1, sent + 1,
             turn.prompt_tokens, turn.output_tokens, turn.prompt_tokens, turn.output_tokens,
             turn.eligible_tokens, turn.eligible_tokens, "length", "boom" if bad else None,
-            b",".join([b"499"] * turn.output_tokens),
+            answer=b",".join([b"499"] * turn.output_tokens),
         )  # fmt: skip
 
 

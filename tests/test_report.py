@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from bench import progress, report, table
+from bench.conclusion import conclude
 from bench.load import Level
 from bench.records import Folder
 from bench.stats import LevelRow
@@ -61,14 +62,15 @@ def run_folder(tmp_path: Path) -> Folder:
 
 def test_a_run_is_concluded_from_its_records_alone(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
-    done = report.conclude(folder)
+    done = conclude(folder)
+    report.write(folder, done)
     verdict = done.run["verdict"]
     assert verdict["knee"] == [1, 2]
     assert verdict["predicted_knee"] == 1.5
     assert verdict["ceiling"] == 2
     assert [row.lost_tokens for row in done.rows] == [0, 25_000]
     first = {name: (folder.path / name).read_text() for name in ("levels.csv", "table.md", "run.json")}
-    report.conclude(folder)
+    report.write(folder, conclude(folder))
     assert first == {name: (folder.path / name).read_text() for name in first}
     assert "inside the bracket" in first["table.md"]
 
@@ -79,7 +81,7 @@ def test_a_level_that_was_cut_short_has_no_row(tmp_path: Path) -> None:
     (folder.path / "requests.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     run = folder.manifest()
     folder.write_manifest({**run, "ended": "interrupted"})
-    done = report.conclude(folder)
+    done = conclude(folder)
     assert [row.concurrency for row in done.rows] == [1]
     assert not done.valid
     assert "the run did not finish: interrupted" in report.cautions(done)
@@ -90,7 +92,7 @@ def test_a_hostile_name_cannot_break_the_table(tmp_path: Path) -> None:
     run = folder.manifest()
     run["workload"]["name"] = "a | b\x1b[31m"
     folder.write_manifest(run)
-    assert "\x1b" not in report.closing(report.conclude(folder), folder)
+    assert "\x1b" not in report.closing(conclude(folder), folder)
 
 
 def test_elsewhere_than_on_a_terminal_a_state_is_said_once() -> None:

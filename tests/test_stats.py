@@ -1,7 +1,6 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from bench import stats
@@ -20,20 +19,6 @@ def test_ttft_counts_from_when_the_turn_was_due() -> None:
     assert ONE.lost_tokens == 32
 
 
-def test_percentiles_are_numpys() -> None:
-    values = list(np.random.default_rng(1).lognormal(size=137))
-    for share in (0.0, 0.5, 0.95, 0.99, 1.0):
-        assert stats.percentile(values, share) == pytest.approx(float(np.quantile(values, share)))
-    assert stats.percentile([], 0.5) is None
-
-
-def test_a_failure_ranks_as_infinitely_slow_and_never_as_nothing() -> None:
-    values = [0.1] * 97 + [math.inf] * 3
-    assert stats.percentile(values, 0.5) == 0.1
-    assert stats.percentile(values, 0.99) == math.inf
-    assert stats.seconds(math.inf) == "failed"
-
-
 def test_a_level_with_failures_shows_them_everywhere() -> None:
     failed = replace(ONE, status="failed", first_s=None, last_s=None, cached_tokens=None, session=1)
     row = stats.reduce([ONE, failed, replace(ONE, turn=0)], [])
@@ -48,17 +33,36 @@ def test_throughput_counts_repeats_apart() -> None:
     assert stats.reduce([ONE, *later], []).req_per_s == pytest.approx(2 / 3.0)
 
 
-def test_an_interval_needs_sessions_and_covers_the_truth() -> None:
-    assert stats.interval([[1.0]] * 4, 0.99) == (None, None)
-    rng = np.random.default_rng(5)
-    hits = 0
-    for _ in range(40):
-        sessions = [list(rng.normal(rng.normal(), 0.5, size=10)) for _ in range(40)]
-        low, high = stats.interval(sessions, 0.5)
-        assert low is not None
-        assert high is not None
-        hits += low <= 0 <= high
-    assert hits >= 34, "turns of a session are alike: an interval that forgets it covers far less"
+def test_a_percentile_without_its_floor_is_a_limit_never_a_bare_number() -> None:
+    few = [replace(ONE, session=n % 20, turn=1 + n // 20, first_s=10.2 + n / 1000) for n in range(200)]
+    row = stats.reduce(few, [])
+    assert stats.show(row, "ttft_p50_s") == "299 ms"
+    assert row.needs_p99
+    assert stats.show(row, "ttft_p99_s").startswith("≥")
+    assert stats.show(stats.reduce(few[:3], []), "ttft_p99_s") == "-", "of three sessions not even a limit is known"
+
+
+def test_the_lucky_and_the_unlucky_are_told_apart() -> None:
+    kept = [replace(ONE, turn=n, cached_tokens=96) for n in (1, 2, 3)]
+    gone = [replace(ONE, turn=n, eligible_tokens=9000, cached_tokens=0, first_s=15.0) for n in (5, 4)]
+    row = stats.reduce([*kept, *gone], [])
+    assert (row.unlucky, row.first_unlucky_turn) == (2, 4)
+    assert (row.lucky_p50_s, row.unlucky_p50_s) == (pytest.approx(0.5), pytest.approx(5.0))
+
+
+def test_the_working_set_is_what_live_sessions_hold_at_once() -> None:
+    def session(number: int, start: float) -> list[TurnRecord]:
+        return [
+            replace(ONE, session=number, turn=1, sent_s=start, end_s=start + 1, prompt_tokens=1200, output_tokens=10),
+            replace(
+                ONE, session=number, turn=2, sent_s=start + 1, end_s=start + 2, prompt_tokens=1500, output_tokens=10
+            ),
+        ]
+
+    together = [*session(0, 0.0), *session(1, 0.5)]
+    in_turn = [*session(0, 0.0), *session(1, 3.0)]
+    assert stats.reduce(together, [], shared_tokens=1000).working_set_tokens == 1000 + 2 * 510
+    assert stats.reduce(in_turn, [], shared_tokens=1000).working_set_tokens == 1000 + 510
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,141 @@
+"""Numbers become a reason: what the added wait past the last healthy level was spent on, and what stands behind it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench import capacity
+from bench.stats import LevelRow, rate, seconds, share, tokens
+
+COMPONENTS = ("lost", "slot", "blocks", "preempted", "compute", "client")
+LITTLE = 0.25  # more of mean TTFT than at the level it is compared with: less than this and nothing has broken
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a reason needs to know of the server and of what it was asked."""
+
+    tokens: int | None  # of KV cache
+    max_seqs: int | None
+    typical: dict[str, Any]
+
+    def needed(self, sessions: float) -> float:
+        """Tokens of that many sessions at their deepest."""
+        return float(self.typical["shared_tokens"] + sessions * self.each)
+
+    @property
+    def each(self) -> float:
+        return float(self.typical["own_tokens"] + self.typical["output_tokens"])
+
+    @property
+    def fits(self) -> float | None:
+        return None if self.tokens is None else capacity.fit(self.tokens, self.typical["shared_tokens"], self.each)
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    binding: str | None  # the component that the most of the added wait went to
+    shares: dict[str, float]
+    added_s: float  # to the mean TTFT
+    healthy: int
+    broken: int
+    sentence: str
+
+
+def cause(rows: Sequence[LevelRow], healthy: int, broken: int, server: Server) -> Cause | None:
+    """None where the server did not tell enough."""
+    by_level = {row.concurrency: row for row in rows}
+    before, here = by_level[healthy], by_level[broken]
+    added = {name: _wait(here, name) - _wait(before, name) for name in COMPONENTS}
+    if before.wait_compute_s is None or here.wait_compute_s is None:
+        return None
+    whole = sum(max(0.0, extra) for extra in added.values())
+    shares = {name: max(0.0, extra) / whole if whole else 0.0 for name, extra in added.items()}
+    total = sum(added.values())
+    binding = max(shares, key=lambda name: shares[name])
+    start = sum(_wait(before, name) for name in COMPONENTS)
+    if total < LITTLE * start:
+        text = (
+            f"nothing broke: mean TTFT is {seconds(start + total)} at {broken} sessions, {seconds(start)} at {healthy}"
+        )
+        return Cause(None, shares, total, healthy, broken, text)
+    reason, spent = _reason(binding, here, server)
+    text = f"{reason}; {shares[binding] * 100:.0f} % of the added wait {spent}"
+    return Cause(binding, shares, total, healthy, broken, text)
+
+
+def _wait(row: LevelRow, name: str) -> float:
+    return float(getattr(row, f"wait_{name}_s") or 0.0)
+
+
+def _reason(binding: str, row: LevelRow, server: Server) -> tuple[str, str]:
+    """What stands behind it, and what the wait was spent on."""
+    c = row.concurrency
+    held = "" if server.tokens is None else f" of {tokens(server.tokens)} tokens"
+    running = f"{row.running_max:.0f} requests were being answered at once" if row.running_max else "many at once"
+    return {
+        "lost": (f"KV cache full: {c} sessions need {tokens(server.needed(c))}{held}", "re-reads evicted history"),
+        "slot": (
+            f"no free slot: {c} sessions share {server.max_seqs} (--max-num-seqs)",
+            "is spent in the queue for one",
+        ),
+        "blocks": (f"no free blocks: {running} and held the whole KV cache{held}", "is spent waiting for some"),
+        "preempted": (
+            f"KV cache too small for what is being answered: {row.preemptions:,.0f} preemptions"
+            if row.preemptions
+            else "",
+            "re-reads preempted requests",
+        ),
+        "compute": (
+            f"compute saturated: at {c} sessions the engine answers {rate(row.req_per_s or 0)} requests a second",
+            "goes to new tokens, its own and those of the requests ahead",
+        ),
+        "client": (f"the client, not the server: at {c} sessions it falls behind", "passes outside the server"),
+    }[binding]
+
+
+def prediction(rows: Sequence[LevelRow], found: tuple[int, int] | None, server: Server) -> dict[str, Any] | None:
+    """The arithmetic before the run against the knee after it, and what explains the difference."""
+    predicted = server.fits
+    if predicted is None or not rows:
+        return None
+    highest = rows[-1].concurrency
+    error = None if found is None else predicted - min(max(predicted, found[0]), found[1])
+    return {
+        "predicted": predicted,
+        "knee": found,
+        "error": error,
+        "explanation": _explain(rows, found, highest, server),
+    }
+
+
+def _explain(rows: Sequence[LevelRow], found: tuple[int, int] | None, highest: int, server: Server) -> str:
+    """From the working set that was really held: what the sessions under way had sent and received, at its largest."""
+    assert server.tokens is not None
+    assert server.fits is not None
+    by_level = {row.concurrency: row.working_set_tokens or 0 for row in rows}
+    if found is None:
+        if server.fits >= highest:
+            return f"no level asked for more than fits: {server.fits:.1f} sessions, and the highest had {highest}"
+        held = by_level[highest]
+        return _unfilled(highest, held, server)
+    lo, hi = (by_level[level] for level in found)
+    told = f"sessions under way held {tokens(lo)} tokens at {found[0]} and {tokens(hi)} at {found[1]}"
+    told += f", of {tokens(server.tokens)}"
+    if found[0] <= server.fits <= found[1]:
+        return told
+    if lo <= server.tokens < hi:
+        return f"{told}: sessions do not all stand at their deepest at once, as the arithmetic assumes"
+    over = next((row for row in rows if row.concurrency == found[1]), None)
+    if over is not None and (over.preemptions or 0) > 0:
+        return f"{told}; requests being answered were preempted, which the arithmetic does not know"
+    return f"{told}: eviction began where the held tokens do not explain it"
+
+
+def _unfilled(level: int, held: int, server: Server) -> str:
+    assert server.tokens is not None
+    room = share(held / server.tokens)
+    return (
+        f"{level} sessions would need {tokens(server.needed(level))} tokens at their deepest, but those under way "
+        f"never held more than {tokens(held)}, {room} of the cache"
+    )

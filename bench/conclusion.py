@@ -1,0 +1,171 @@
+"""A run's folder becomes all that the run says: rows, verdict, checks; from its records alone, today and in a year."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+from bench import audit, cause, knee, stats
+from bench.audit import Check, Evidence, Warning
+from bench.cause import Server
+from bench.knee import Knee, Slo
+from bench.records import Folder, TurnRecord
+from bench.stats import LevelRow
+
+Samples = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    run: dict[str, Any]
+    rows: list[LevelRow]
+    warnings: list[Warning]
+    records: list[TurnRecord]
+    samples: Samples
+
+    @property
+    def valid(self) -> bool:
+        return bool(self.run["verdict"]["valid"])
+
+
+def conclude(folder: Folder) -> Conclusion:
+    run, records = folder.manifest(), folder.records()
+    samples = list(folder.rows("server.jsonl"))
+    rows: list[LevelRow] = []
+    checks: list[Check] = []
+    verdicts: dict[str, Any] = {}
+    for variant, facts in run["variants"].items():
+        own = [record for record in records if record.variant == variant]
+        told = [sample for sample in samples if sample["variant"] == variant]
+        here = list(_rows(run, variant, own, told))
+        verdicts[variant] = _verdict(here, own, knee.parse_slo(run["slo"]), _server(run, facts))
+        if "dialect" in facts and own:
+            healthy = (verdicts[variant]["knee"] or [None])[0]
+            checks += audit.audit(Evidence(run, variant, own, here, told, healthy))
+        rows += here
+    warnings = [warning for check in checks for warning in check.warnings]
+    if run["ended"] != "finished":
+        why = "its numbers are those of the levels that were reached"
+        warnings.append(Warning(f"the run did not finish: {run['ended']}", why, "run it again", fatal=True))
+    run["verdict"] = {
+        **next(iter(verdicts.values())),
+        "valid": bool(rows) and not any(warning.fatal for warning in warnings),
+        "warnings": [asdict(warning) for warning in warnings],
+        "checks": [_told(name, [check for check in checks if check.name == name]) for name in audit.CHECKS],
+        "ledger": audit.ledger(run, records),
+        "departures": audit.departures(run),
+        "variants": verdicts,
+    }
+    return Conclusion(run, rows, warnings, records, samples)
+
+
+def _told(name: str, checks: Sequence[Check]) -> dict[str, Any]:
+    """One check over all variants: failed if one failed, unknown if none could tell."""
+    passed = [check.passed for check in checks]
+    details = [warning.what for check in checks for warning in check.warnings] + [
+        c.unknown for c in checks if c.unknown
+    ]
+    known = False if False in passed else True if True in passed else None
+    return {"name": name, "passed": known, "detail": "; ".join(dict.fromkeys(details))}
+
+
+def _rows(run: dict[str, Any], variant: str, records: Sequence[TurnRecord], samples: Samples) -> Iterator[LevelRow]:
+    """The levels that were played to their end."""
+    levels: dict[tuple[str, int], list[TurnRecord]] = {}
+    for record in records:
+        levels.setdefault((record.case, record.concurrency), []).append(record)
+    server = _server(run, run["variants"][variant])
+    for level in run["levels"]:
+        name = (level["case"], level["concurrency"])
+        found = levels.get(name, [])
+        ended = sum(record.turn > 0 and record.status != "cut" for record in found)
+        if level["variant"] == variant and ended == level["requests"] * run["repeats"]:
+            own = [sample for sample in samples if (sample["case"], sample["concurrency"]) == name]
+            yield stats.reduce(found, own, run["typical"]["shared_tokens"], server.max_seqs)
+
+
+def _server(run: dict[str, Any], facts: dict[str, Any]) -> Server:
+    told = facts.get("server", {})
+    return Server(told.get("cache", {}).get("tokens"), _max_seqs(told.get("command")), run["typical"])
+
+
+def _max_seqs(command: str | None) -> int | None:
+    words = shlex.split((command or "").replace("--max-num-seqs=", "--max-num-seqs "))
+    values = [after for word, after in pairwise(words) if word == "--max-num-seqs"]
+    return int(values[-1]) if values and values[-1].isdigit() else None
+
+
+def _verdict(rows: Sequence[LevelRow], records: Sequence[TurnRecord], slo: Slo, server: Server) -> dict[str, Any]:
+    """Of one variant."""
+    realistic = _case(rows, "realistic")
+    turns = {
+        row.concurrency: [
+            r for r in records if r.case == "realistic" and r.turn > 0 and r.concurrency == row.concurrency
+        ]
+        for row in realistic
+    }
+    found, top = knee.knee(realistic), knee.ceiling(realistic, slo)
+    bracket = [found.lo, found.hi] if found else None
+    reason = cause.cause(realistic, *_compared(realistic, found, top), server) if realistic else None
+    worst = _case(rows, "worst")
+    saturated = cause.cause(worst, worst[0].concurrency, worst[-1].concurrency, server) if len(worst) > 1 else None
+    return {
+        "knee": bracket,
+        "seen_in": found.seen_in if found else None,
+        "knee_confidence": knee.knee_confidence(found, realistic, turns[found.lo], turns[found.hi]) if found else None,
+        "ceiling": top,
+        "ceiling_confidence": knee.ceiling_confidence(slo, turns[top]) if top is not None else None,
+        "slo": slo.text,
+        "highest": realistic[-1].concurrency if realistic else None,
+        "predicted_knee": server.fits,
+        "cause": reason.sentence if reason else None,
+        "binding": reason.binding if reason else None,
+        "shares": reason.shares if reason else None,
+        "compared": [reason.healthy, reason.broken] if reason else None,
+        "worst_case": asdict(saturated) if saturated else None,
+        "prediction": cause.prediction(realistic, (found.lo, found.hi) if found else None, server),
+        "luck": _luck(realistic, found),
+        "cache_worth": _cache_worth(rows),
+    }
+
+
+def _case(rows: Sequence[LevelRow], case: str) -> list[LevelRow]:
+    return sorted((row for row in rows if row.case == case), key=lambda row: row.concurrency)
+
+
+def _compared(rows: Sequence[LevelRow], found: Knee | None, top: int | None) -> tuple[int, int]:
+    """The last healthy level and the one to be explained: across the knee, else the ceiling, else from end to end."""
+    if found:
+        return found.lo, found.hi
+    levels = [row.concurrency for row in rows]
+    above = [level for level in levels if top is None or level > top]
+    return (top, above[0]) if top is not None and above else (levels[0], levels[-1])
+
+
+def _luck(rows: Sequence[LevelRow], found: Knee | None) -> dict[str, Any] | None:
+    """The two cohorts at the first level past the knee."""
+    row = next((row for row in rows if found and row.concurrency == found.hi), None)
+    if row is None or not row.unlucky:
+        return None
+    return {
+        "level": row.concurrency,
+        "unlucky": row.unlucky,
+        "requests": row.requests,
+        "first_turn": row.first_unlucky_turn,
+        "lucky_p50_s": row.lucky_p50_s,
+        "unlucky_p50_s": row.unlucky_p50_s,
+    }
+
+
+def _cache_worth(rows: Sequence[LevelRow]) -> dict[str, Any] | None:
+    """At the highest level at which all three were taken: what is answered with all, some and none of it cached."""
+    rates = {
+        case: {row.concurrency: row.req_per_s for row in rows if row.case == case and row.req_per_s}
+        for case in ("best", "realistic", "worst")
+    }
+    shared = set.intersection(*(set(levels) for levels in rates.values()))
+    if not shared:
+        return None
+    level = max(shared)
+    return {"level": level, **{case: levels[level] for case, levels in rates.items()}}

@@ -1,0 +1,93 @@
+"""What a sample shows of the truth when its requests come in sessions, and those of one session are alike."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+RESAMPLES = 2000
+FEW_SESSIONS = 5  # below this many an interval says nothing
+CONFIDENCE = 0.95
+
+Groups = Sequence[Sequence[float]]  # a session's values each
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """Linear between order statistics (numpy's default); a failure ranks as infinitely slow."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    at = share * (len(ordered) - 1)
+    low, high = ordered[math.floor(at)], ordered[math.ceil(at)]
+    return low if low == high else low + (high - low) * (at - math.floor(at))
+
+
+def redrawn(sessions: Groups, shares: Sequence[float], seed: int = 0) -> npt.NDArray[np.float64]:
+    """The percentiles of many samples of as many whole sessions, drawn with replacement; a row a sample."""
+    rng = np.random.default_rng(seed)
+    values = [np.array(session) for session in sessions]
+    drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
+    # method "higher" never mixes a number with the infinity of a failure
+    return np.array([np.quantile(np.concatenate([values[i] for i in row]), shares, method="higher") for row in drawn])
+
+
+def intervals(sessions: Groups, shares: Sequence[float]) -> list[tuple[float | None, float | None]]:
+    """95 % intervals of percentiles from resampling whole sessions."""
+    if len(sessions) < FEW_SESSIONS:
+        return [(None, None)] * len(shares)
+    edges = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    low, high = np.quantile(redrawn(sessions, shares), edges, axis=0, method="nearest")
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def alike(sessions: Groups) -> float:
+    """The design effect: how many requests of these say as much as one independent request (1: they are independent).
+
+    From the intraclass correlation of the values, which are 0 or 1 where a share is asked for.
+    """
+    sizes = np.array([len(session) for session in sessions], float)
+    n, k = sizes.sum(), len(sessions)
+    if k < 2 or n <= k:
+        return 1.0
+    means = np.array([np.mean(session) for session in sessions])
+    grand = float((means * sizes).sum() / n)
+    between = float((sizes * (means - grand) ** 2).sum() / (k - 1))
+    within = sum(float(((np.array(s) - m) ** 2).sum()) for s, m in zip(sessions, means, strict=True)) / (n - k)
+    usual = (n - (sizes**2).sum() / n) / (k - 1)
+    spread = between + (usual - 1) * within
+    correlation = (between - within) / spread if spread > 0 else 0.0
+    return float(1 + ((sizes**2).sum() / n - 1) * max(0.0, correlation))
+
+
+@cache
+def floor(share: float) -> int:
+    """Independent requests below which a percentile has no upper limit worth the name: MLPerf's early stopping.
+
+    The fewest of which, with 95 % confidence, at least two lie above the percentile: 8 for p50, 93 for p95, 473 for
+    p99.
+    """
+    over, n = 1 - share, 2
+    while share**n + n * over * share ** (n - 1) > 1 - CONFIDENCE:
+        n += 1
+    return n
+
+
+def needs(sessions: Groups, share: float) -> int:
+    """Sessions that are missing until a percentile has its floor; 0 when it has."""
+    values = [value for session in sessions for value in session]
+    edge = percentile(values, share)
+    if edge is None:
+        return 1
+    effect = alike([[float(value > edge) for value in session] for session in sessions])
+    missing = floor(share) * effect - len(values)
+    return max(0, math.ceil(missing / (len(values) / len(sessions))))
+
+
+def chance_below(sessions: Groups, limit: float) -> float:
+    """How sure it is that the true share of ones is below `limit` (Jeffreys' posterior of a share)."""
+    values = [value for session in sessions for value in session]
+    n = len(values) / alike(sessions)
+    ones = sum(values) / len(values) * n
+    return float(np.mean(np.random.default_rng(0).beta(ones + 0.5, n - ones + 0.5, size=100_000) < limit))

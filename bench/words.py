@@ -1,0 +1,136 @@
+"""The verdict in sentences, and the conditions under which it holds: what every kind of report says."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from bench.stats import LevelRow, more_sessions, rate, seconds
+
+
+def title(run: dict[str, Any]) -> str:
+    first = next(iter(run["variants"].values()))
+    where = first["launch"]["name"] if first["launch"] else first.get("server", {}).get("base_url", "endpoint")
+    return plain(f"{run['workload']['name']} on {where}, {', '.join(run['variants'])}")
+
+
+def plain(text: str) -> str:
+    """Names come from files and servers: none of them gets to move the cursor."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "", text)
+
+
+def stamp(run: dict[str, Any]) -> str:
+    verdict = run["verdict"]
+    reasons = [warning["what"] for warning in verdict["warnings"] if warning["fatal"]]
+    text = "VALID" if verdict["valid"] else f"INVALID: {'; '.join(reasons) or 'no level was played to its end'}"
+    departs = verdict.get("departures")
+    return plain(f"{text}. Departs from the published recipe: {'; '.join(departs)}" if departs else text)
+
+
+def sentences(run: dict[str, Any]) -> list[str]:
+    """The verdict, a sentence a thing."""
+    several = len(run["variants"]) > 1
+    texts: list[str] = []
+    for name, verdict in run["verdict"]["variants"].items():
+        prefix = f"{name}: " if several else ""
+        texts += [prefix + text for text in _sentences(verdict)]
+    caveats = {v["launch"]["file"]["caveat"] for v in run["variants"].values() if v["launch"]}
+    texts += [caveat for caveat in caveats if caveat]
+    return [plain(text) for text in texts]
+
+
+def _sentences(verdict: dict[str, Any]) -> Iterator[str]:
+    if verdict["highest"] is None:
+        yield "No level was played to its end."
+        return
+    yield _knee(verdict)
+    if verdict["cause"]:
+        yield f"Cause: {verdict['cause']}."
+    if luck := verdict["luck"]:
+        yield (
+            f"Unlucky: at {luck['level']} sessions {luck['unlucky']} of {luck['requests']} requests had lost their "
+            f"history, the first at turn {luck['first_turn']}; their p50 is {seconds(luck['unlucky_p50_s'])}, "
+            f"the others' {seconds(luck['lucky_p50_s'])}."
+        )
+    if verdict["prediction"]:
+        yield _prediction(verdict["prediction"])
+    yield _ceiling(verdict)
+    if worth := verdict["cache_worth"]:
+        owed = 1 - worth["worst"] / worth["realistic"]
+        yield (
+            f"The cache: at {worth['level']} sessions {rate(worth['best'])} requests a second with everything cached, "
+            f"{rate(worth['realistic'])} as played, {rate(worth['worst'])} with only the shared prompt: "
+            f"{owed * 100:.0f} % of what is answered is owed to it."
+        )
+    if (worst := verdict["worst_case"]) and worst["binding"]:
+        yield f"Worst case: {worst['sentence']}."
+
+
+def _knee(verdict: dict[str, Any]) -> str:
+    found = verdict["knee"]
+    if not found:
+        return f"Knee: none up to {verdict['highest']} sessions."
+    sure = _sure(verdict["knee_confidence"])
+    return f"Knee: between {found[0]} and {found[1]} sessions (seen in {verdict['seen_in']}{sure})."
+
+
+def _sure(confidence: float | None) -> str:
+    if confidence is None:
+        return ""
+    return ", over 99 % sure" if confidence > 0.99 else f", {confidence * 100:.0f} % sure"
+
+
+def _prediction(said: dict[str, Any]) -> str:
+    """The arithmetic before, the knee after, the error and what explains it."""
+    if said["error"] is None:
+        off = ""
+    elif said["error"] == 0:
+        off = ", inside the bracket"
+    else:
+        off = f", {abs(said['error']):.1f} {'above' if said['error'] > 0 else 'below'} it"
+    fit = f"{said['predicted']:.1f} sessions fit into the cache the server reported{off}"
+    return f"Predicted: {fit}; {said['explanation']}."
+
+
+def _ceiling(verdict: dict[str, Any]) -> str:
+    ceiling = verdict["ceiling"]
+    if ceiling is None:
+        return f"Ceiling: no level measured keeps {verdict['slo']}."
+    more = ", the highest level measured" if ceiling == verdict["highest"] else ""
+    sure = _sure(verdict["ceiling_confidence"])
+    return f"Ceiling: {ceiling} sessions keep {verdict['slo']}{f' ({(more + sure)[2:]})' if more or sure else ''}."
+
+
+def limits(rows: Sequence[LevelRow]) -> str | None:
+    """What "≥" means, and what would make it a number."""
+    lacking = [most for row in rows if (most := max(more_sessions(row, f"ttft_p{p}_s") for p in (50, 95, 99)))]
+    if not lacking:
+        return None
+    span = f"{min(lacking)} to {max(lacking)}" if min(lacking) < max(lacking) else str(lacking[0])
+    return (
+        f"≥ is the lower 95 % limit of a percentile that has too few independent requests for an upper one: "
+        f"it needs {span} more sessions a level (--repeats, --requests). levels.csv has what was seen."
+    )
+
+
+def conditions(run: dict[str, Any]) -> list[str]:
+    machine = run["machine"]
+    texts = [
+        f"{run['started']}, bench {machine['bench']}: `{' '.join(run['argv'])}`, seed {run['seed']}, salt {run['salt']}"
+    ]
+    cards = ", ".join(f"{gpu['name']} (driver {gpu['driver']})" for gpu in machine["gpus"]) or "no GPU"
+    texts.append(
+        f"{machine['cpu']}, {machine['cores']} cores, {cards}, {machine['system']}, Python {machine['python']}"
+    )
+    texts.append(
+        f"workload {run['workload']['name']} ({run['workload']['digest']}): {run['workload']['file']['summary']}"
+    )
+    for name, facts in run["variants"].items():
+        told, expected = facts.get("server"), facts.get("capacity")
+        if told:
+            tokens = told["cache"]["tokens"]
+            reported = "not told" if tokens is None else f"{tokens:,} tokens"
+            sum_of = f" (arithmetic: {expected['tokens']:,})" if expected and expected["tokens"] is not None else ""
+            taken = facts["dialect"]["name"] if "dialect" in facts else "not asked"
+            texts.append(f"{name}: vLLM {told['version']}, KV cache {reported}{sum_of}, prompts as {taken}")
+            texts.append(f"{name}: `{told['command'] or told['base_url']}`")
+    return [plain(text) for text in texts]

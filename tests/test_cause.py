@@ -1,0 +1,78 @@
+from collections.abc import Callable
+
+import pytest
+
+from bench import cause
+from bench.cause import Server
+from bench.stats import LevelRow
+
+Row = Callable[..., LevelRow]
+TYPICAL = {"shared_tokens": 10_000, "own_tokens": 12_804, "output_tokens": 75}
+SERVER = Server(tokens=177_920, max_seqs=4, typical=TYPICAL)
+
+
+def level(row: Row, c: int, held: int = 0, **waits: float) -> LevelRow:
+    parts = {f"wait_{name}_s": 0.0 for name in cause.COMPONENTS} | {f"wait_{name}_s": s for name, s in waits.items()}
+    return row(concurrency=c, working_set_tokens=held, req_per_s=5.0, running_max=4.0, preemptions=7.0, **parts)
+
+
+@pytest.mark.parametrize(
+    ("binding", "said"),
+    [
+        (
+            "lost",
+            "KV cache full: 14 sessions need 190K of 178K tokens; 75 % of the added wait re-reads evicted history",
+        ),
+        ("slot", "no free slot: 14 sessions share 4 (--max-num-seqs); 75 % of the added wait"),
+        ("blocks", "no free blocks: 4 requests were being answered at once and held the whole KV cache of 178K tokens"),
+        ("preempted", "KV cache too small for what is being answered: 7 preemptions; 75 % of the added wait"),
+        (
+            "compute",
+            "compute saturated: at 14 sessions the engine answers 5.00 requests a second; 75 % of the added wait",
+        ),
+        ("client", "the client, not the server: at 14 sessions it falls behind; 75 % of the added wait"),
+    ],
+)
+def test_the_component_that_took_the_most_is_named_with_its_share(row: Row, binding: str, said: str) -> None:
+    other = "client" if binding == "compute" else "compute"
+    before = level(row, 12, **{other: 0.2})
+    found = cause.cause([before, level(row, 14, **{other: 0.3, binding: 0.3})], 12, 14, SERVER)
+    assert found is not None
+    assert found.binding == binding
+    assert found.shares[binding] == pytest.approx(0.75)
+    assert found.sentence.startswith(said)
+
+
+def test_where_nothing_was_added_nothing_is_blamed(row: Row) -> None:
+    found = cause.cause([level(row, 1, compute=0.20), level(row, 8, compute=0.22)], 1, 8, SERVER)
+    assert found is not None
+    assert found.binding is None
+    assert found.sentence == "nothing broke: mean TTFT is 220 ms at 8 sessions, 200 ms at 1"
+
+
+def test_without_the_servers_word_there_is_no_cause(row: Row) -> None:
+    assert cause.cause([row(concurrency=1), row(concurrency=2)], 1, 2, SERVER) is None
+
+
+def explained(rows: list[LevelRow], found: tuple[int, int] | None) -> str:
+    said = cause.prediction(rows, found, SERVER)
+    assert said is not None
+    assert said["predicted"] == pytest.approx(13.04, abs=0.01)
+    return str(said["explanation"])
+
+
+def test_the_error_of_the_prediction_is_explained_by_what_sessions_really_held(row: Row) -> None:
+    late = [level(row, 14, 170_000), level(row, 16, 190_000)]
+    said = cause.prediction(late, (14, 16), SERVER)
+    assert said is not None
+    assert said["error"] == pytest.approx(-0.96, abs=0.01)
+    assert "not all stand at their deepest at once" in explained(late, (14, 16))
+    assert "170K tokens at 14 and 190K at 16" in explained(late, (14, 16))
+    unexplained = [row(concurrency=c, working_set_tokens=held) for c, held in ((4, 60_000), (6, 90_000))]
+    assert "do not explain it" in explained(unexplained, (4, 6))
+    assert explained([level(row, 8, 100_000)], None).startswith("no level asked for more than fits")
+    assert "never held more than 150K, 84.3% of the cache" in explained([level(row, 40, 150_000)], None)
+
+
+def test_a_server_that_hides_its_cache_gets_no_prediction(row: Row) -> None:
+    assert cause.prediction([level(row, 1)], None, Server(None, None, TYPICAL)) is None
