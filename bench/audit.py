@@ -10,7 +10,7 @@ import numpy as np
 
 from bench import tables
 from bench.records import TurnRecord
-from bench.stats import LevelRow, growth
+from bench.stats import COMPONENTS, LevelRow, growth
 
 ERROR_SHARE = 0.01
 COUNTER_SHARE = 0.01
@@ -20,7 +20,8 @@ LATE_FLOOR_S = 0.002
 LATE_FATAL_FLOOR_S = 0.05  # less than this moves no promise anybody makes
 DRIFT = 0.25  # of TTFT, from the beginning of a healthy level to its end
 REPEAT_SPREAD = 0.05  # of req/s
-BUSY = 0.5  # runnable threads a core before the run
+BUSY = 0.25  # of the machine's processor time, before the run
+CLIENT_FATAL = 0.5  # of mean TTFT: on one machine that is the client, not the way to the server
 STATUSES = ("ok", "failed", "truncated", "timeout", "cut")
 
 Samples = Sequence[dict[str, Any]]
@@ -168,6 +169,17 @@ def _client(seen: Evidence) -> Iterator[Warning]:
             fatal=_late_share(worst, "ttft_p99_s") > LATE_FATAL and (worst.late_p99_s or 0) > LATE_FATAL_FLOOR_S,
         )
 
+    for row in rows:
+        whole = sum(getattr(row, f"wait_{name}_s") or 0.0 for name in COMPONENTS)
+        ours = row.wait_client_s or 0.0
+        if seen.facts["launch"] and ours > LATE_FATAL_FLOOR_S and ours > CLIENT_FATAL * whole:
+            yield Warning(
+                f"{_name(row)}: {ours / whole:.0%} of TTFT passed outside the server, {ours * 1e3:.0f} ms on average",
+                "the server had answered; the client had not sent or not read yet",
+                "give the client a core of its own, or fewer sessions",
+                fatal=True,
+            )
+
 
 def _late_share(row: LevelRow, of: str) -> float:
     whole = getattr(row, of)
@@ -261,10 +273,10 @@ def _alone(seen: Evidence) -> Iterator[Warning | str]:
             "measure a server that nobody else uses",
             fatal=True,
         )
-    load, cores = seen.run["machine"].get("load"), seen.run["machine"]["cores"]
-    if load is not None and load > BUSY * cores and seen.facts["launch"]:
+    busy = seen.run["machine"].get("busy")
+    if busy is not None and busy > BUSY and seen.facts["launch"]:
         yield Warning(
-            f"the machine was busy before the run: {load:.1f} runnable threads on {cores} cores over the minute before",
+            f"the machine was busy before the run: others took {busy:.0%} of its processor time",
             "other work takes time from client and server",
             "wait until it is idle, and run again",
         )

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import capacity
-from bench.stats import LevelRow, rate, seconds, share, tokens
+from bench.stats import COMPONENTS, LevelRow, rate, seconds, share, tokens
 
-COMPONENTS = ("lost", "slot", "blocks", "preempted", "compute", "client")
 LITTLE = 0.25  # more of mean TTFT than at the level it is compared with: less than this and nothing has broken
 
 

@@ -59,7 +59,7 @@ def cli() -> None:
 
     \b
     Exit codes: 0 fine, 2 usage, 3 the server did not start or died, 4 the run is not valid,
-    6 clean-up could not be proven, 130 interrupted.
+    5 a regression was found (bench compare --fail-on), 6 clean-up could not be proven, 130 interrupted.
     """
 
 
@@ -206,6 +206,75 @@ def report(run: Path, as_json: bool) -> int:
     from bench import progress, records
 
     return _close(records.Folder.open(run), as_json, progress.Terminal())
+
+
+@cli.command()
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option(
+    "--fail-on",
+    type=click.Choice(["regression"]),
+    help="Exit 5 if AFTER is found slower. Refuses, with exit 4, runs that are not valid.",
+)
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+def compare(before: Path, after: Path, fail_on: str | None, markdown: bool) -> int:
+    """Is there a difference between two runs, and is it real?
+
+    BEFORE and AFTER are a run's folder, a published run's, a folder that holds several runs (which then count as
+    repeats), or a result of vllm bench serve, AIPerf or GuideLLM. Whole sessions are resampled, for the requests of one
+    are alike; where no difference is found, the table says how large one would have had to be.
+
+    \b
+    bench compare results/runs/MONDAY results/runs/TUESDAY
+    bench compare results/l4/Qwen-Qwen3-4B-FP8/fp8 run --fail-on regression      last published against tonight's
+    """
+    from bench import compare as differ
+    from bench import side
+
+    a, b = side.read(before), side.read(after)
+    if fail_on and (bad := [one.name for one in (*a, *b) if not one.valid or one.imported]):
+        raise BenchError(f"--fail-on judges no run that is not valid: {', '.join(bad)}", "leave it out", Exit.INVALID)
+    found = differ.compare(a, b)
+    click.echo(differ.markdown(found) if markdown else differ.text(found))
+    return Exit.THRESHOLD if fail_on and found.headline == "regression" else Exit.FINE
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", "results", type=click.Path(path_type=Path), default=Path("results"), metavar="DIR",
+              show_default=True, help="Where the published results lie.")  # fmt: skip
+def publish(run: Path, results: Path) -> int:
+    """Put a run's table, report, pictures and manifest under results/, and make the index of all of them anew.
+
+    Not the raw requests, not the host's name, not the folders of whoever ran it. A run that is not valid is refused.
+    """
+    from bench import conclusion
+    from bench import publish as publisher
+    from bench.records import Folder
+
+    place = publisher.publish(conclusion.conclude(Folder.open(run)), results)
+    click.echo(f"{place}\nindex: {results / 'README.md'}, {results / 'index.html'}")
+    return Exit.FINE
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--as", "form", required=True, type=click.Choice(["vllm-bench", "llm-d", "github-action"]),
+              help="Whose format.")  # fmt: skip
+@click.option("--to", "out", type=click.Path(path_type=Path), metavar="DIR", help="[default: RUN/export]")
+def export(run: Path, form: str, out: Path | None) -> int:
+    """Write a run as others read it: vLLM's own benchmark results, the llm-d report, github-action-benchmark."""
+    from bench import conclusion
+    from bench import export as exporter
+    from bench.records import Folder
+
+    done = conclusion.conclude(Folder.open(run))
+    out = out or run / "export"
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in exporter.export(done.run, done.rows, done.records, form).items():
+        Folder(out).write(name, text)
+        click.echo(str(out / name))
+    return Exit.FINE
 
 
 def _close(folder: Any, as_json: bool, terminal: "Terminal") -> int:

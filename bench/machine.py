@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class Machine:
     python: str
     bench: str
     gpus: tuple[Gpu, ...]
-    load: float | None  # runnable threads over the last minute, before the run added its own
+    busy: float | None  # share of its processor time that others took, in the moment before the run
 
 
 def describe() -> Machine:
@@ -40,7 +41,7 @@ def describe() -> Machine:
         python=platform.python_version(),
         bench=__version__,
         gpus=gpus(),
-        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        busy=_busy(),
     )
 
 
@@ -61,6 +62,21 @@ def _cpu() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _busy(over_s: float = 0.5) -> float | None:
+    if not Path("/proc/stat").is_file():
+        return None
+    before = _ticks()
+    time.sleep(over_s)
+    idle, whole = (after - first for first, after in zip(before, _ticks(), strict=True))
+    return 1 - idle / whole if whole else None
+
+
+def _ticks() -> tuple[int, int]:
+    """Idle ones and all, since the machine was started."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def _memory_gib() -> float | None:

@@ -1,11 +1,12 @@
 """What a run says when it is over: on the screen and as files; and what one would do before it begins."""
 
+import json
 import shlex
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from bench import capacity, table
+from bench import capacity, page, plots, table
 from bench.conclusion import Conclusion
 from bench.load import Level
 from bench.recipe import Launch
@@ -13,11 +14,21 @@ from bench.records import Folder
 from bench.words import conditions, limits, sentences, stamp, title
 
 
-def write(folder: Folder, done: Conclusion) -> None:
+def files(done: Conclusion) -> dict[str, str]:
     """All that can be made again from the records."""
-    folder.write("levels.csv", table.to_csv(done.rows))
-    folder.write("table.md", markdown(done))
-    folder.write_manifest(done.run)
+    figures = plots.draw(done.run, done.rows, done.records, done.samples)
+    return {
+        "levels.csv": table.to_csv(done.rows),
+        "table.md": markdown(done),
+        "report.html": page.page(done.run, done.rows, figures),
+        **figures,
+        "run.json": json.dumps(done.run, indent=2) + "\n",
+    }
+
+
+def write(folder: Folder, done: Conclusion) -> None:
+    for name, text in files(done).items():
+        folder.write(name, text)
 
 
 def markdown(done: Conclusion) -> str:

@@ -11,6 +11,7 @@ from bench.records import TurnRecord
 from bench.waits import Told
 
 UNLUCKY_TOKENS = 1000  # a request that lost more than about a turn's worth of its history
+COMPONENTS = ("lost", "slot", "blocks", "preempted", "compute", "client")  # of a wait
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
 

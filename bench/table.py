@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from itertools import groupby
+from typing import Any
 
 from bench import stats
 from bench.stats import METRICS, LevelRow
@@ -74,6 +75,23 @@ def cell(row: LevelRow, name: str) -> str:
 
 def _cells(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def from_csv(text: str) -> list[LevelRow]:
+    """What `to_csv` wrote; an empty cell was not measured, and a column it does not know is left out."""
+    kinds = {field.name: field.type for field in fields(LevelRow)}
+    rows = csv.DictReader(io.StringIO(text))
+    return [
+        LevelRow(**{name: _value(cell, kinds[name]) for name, cell in row.items() if name in kinds}) for row in rows
+    ]
+
+
+def _value(cell: str, kind: Any) -> Any:
+    if kind is str:
+        return cell
+    if cell == "":
+        return None
+    return int(cell) if kind in (int, int | None) else float(cell)
 
 
 def to_csv(rows: Sequence[LevelRow]) -> str:

@@ -1,6 +1,7 @@
 """A TOML file into frozen dataclasses: every key known, every number in range, every error naming file and key."""
 
 import hashlib
+import re
 import tomllib
 import types
 from dataclasses import MISSING, fields, is_dataclass
@@ -35,6 +36,11 @@ def shipped(folder: str, suffix: str = ".toml") -> list[str]:
 def _homes(folder: str) -> tuple[Path, Path]:
     """In the wheel, and in a checkout."""
     return HERE / "shipped" / folder, HERE.parent / folder
+
+
+def slug(text: str) -> str:
+    """A name that any file system takes, whoever chose it."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:80] or "unnamed"
 
 
 def digests(folder: str, name: str, suffix: str = ".toml") -> set[str]:

@@ -23,7 +23,7 @@ def evidence(
     settings = {"cache": {"tokens": 1}, "version": "1", "models": ["m"]}
     told = {"server": {"cache": {"block_size": 16}}, "dialect": {"name": "token ids"}, "launch": None,
             "settings": [settings, settings], **facts}  # fmt: skip
-    run = {"variants": {"v": told}, "machine": {"load": 0.1, "cores": 2}, "repeats": 1,
+    run = {"variants": {"v": told}, "machine": {"busy": 0.1}, "repeats": 1,
            "levels": [{"variant": "v", "case": "realistic", "concurrency": 2, "requests": planned}]}  # fmt: skip
     return Evidence(run, "v", records, rows)
 
@@ -88,6 +88,14 @@ def test_a_late_client_is_a_warning_and_fatal_where_it_could_be_the_tail(row: Ro
     assert said(evidence(rows=[replace(late, late_p99_s=0.6)]))[0][1]
 
 
+def test_a_client_that_reads_late_on_our_own_machine_makes_the_run_worthless(row: Row) -> None:
+    slow = row(concurrency=4, wait_client_s=0.08, wait_compute_s=0.02)
+    (what, fatal), *_ = said(evidence(rows=[slow], launch={"name": "cpu"}))
+    assert "80% of TTFT passed outside the server, 80 ms" in what
+    assert fatal
+    assert said(evidence(rows=[slow])) == [], "of a server elsewhere it may be the way there"
+
+
 def test_a_prompt_cached_further_than_anything_sent_means_a_warm_level() -> None:
     warm = replace(ONE, planned_prompt_tokens=900, prompt_tokens=900, cached_tokens=880, eligible_tokens=96)
     (what, fatal), *_ = said(evidence([warm]))
@@ -108,10 +116,8 @@ def test_others_on_the_server_make_the_run_worthless() -> None:
 
 def test_a_machine_that_was_busy_before_is_a_warning() -> None:
     seen = evidence([ONE], launch={"name": "cpu"})
-    seen.run["machine"]["load"] = 1.9
-    assert said(seen) == [
-        ("the machine was busy before the run: 1.9 runnable threads on 2 cores over the minute before", False)
-    ]
+    seen.run["machine"]["busy"] = 0.4
+    assert said(seen) == [("the machine was busy before the run: others took 40% of its processor time", False)]
 
 
 def test_a_server_that_was_changed_meanwhile_makes_the_run_worthless() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from bench import cause
 from bench.cause import Server
-from bench.stats import LevelRow
+from bench.stats import COMPONENTS, LevelRow
 
 Row = Callable[..., LevelRow]
 TYPICAL = {"shared_tokens": 10_000, "own_tokens": 12_804, "output_tokens": 75}
@@ -12,7 +12,7 @@ SERVER = Server(tokens=177_920, max_seqs=4, typical=TYPICAL)
 
 
 def level(row: Row, c: int, held: int = 0, **waits: float) -> LevelRow:
-    parts = {f"wait_{name}_s": 0.0 for name in cause.COMPONENTS} | {f"wait_{name}_s": s for name, s in waits.items()}
+    parts = {f"wait_{name}_s": 0.0 for name in COMPONENTS} | {f"wait_{name}_s": s for name, s in waits.items()}
     return row(concurrency=c, working_set_tokens=held, req_per_s=5.0, running_max=4.0, preemptions=7.0, **parts)
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,34 +12,11 @@ from typing import Any
 
 import pytest
 
-from bench import engine, server
-from bench.errors import BenchError
+from bench import server
 from bench.records import Folder, TurnRecord
+from tests.real.command import BENCH, SMALL, bench, needs_vllm, sweep
 
-HERE = Path(__file__).parent
-SMALL = ("--gpu", str(HERE / "small.toml"), "--workload", str(HERE / "small-agents.toml"))
-BENCH = (sys.executable, "-m", "bench")
-
-try:
-    engine.find(None, "cpu")
-    NO_VLLM = ""
-except BenchError as error:
-    NO_VLLM = f"{error.message}: {error.hint}"
-pytestmark = pytest.mark.skipif(bool(NO_VLLM), reason=NO_VLLM)
-
-
-def bench(*words: str, expect: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
-    ran = subprocess.run([*BENCH, *words], capture_output=True, text=True, timeout=400)
-    assert ran.returncode in expect, f"exit {ran.returncode}\n{ran.stdout}\n{ran.stderr}"
-    return ran
-
-
-def sweep(out: Path, *words: str) -> tuple[dict[str, Any], list[TurnRecord]]:
-    """Valid but for the client's lateness: that is a property of a busy machine, and no test may hang on it."""
-    run = json.loads(bench("sweep", *SMALL, "--out", str(out), "--json", *words, expect=(0, 4)).stdout)
-    fatal = [warning["what"] for warning in run["verdict"]["warnings"] if warning["fatal"]]
-    assert [what for what in fatal if not what.startswith("the client was late")] == []
-    return run, Folder.open(out).records()
+pytestmark = needs_vllm
 
 
 def ours_still_running(run: Path) -> list[int]:
@@ -71,7 +47,8 @@ def test_below_capacity_no_eligible_token_is_lost_and_past_it_many_are(small: Sm
     assert lost(records, 6) > 10_000
     assert run["verdict"]["knee"] == [3, 6]
     assert run["verdict"]["predicted_knee"] == pytest.approx((8192 - 1024) / 2320)
-    assert "KV cache full" in run["verdict"]["cause"]
+    assert run["verdict"]["binding"] == "lost"
+    assert run["verdict"]["cause"].startswith("KV cache full: 6 sessions need 15K of 8K tokens; ")
 
 
 def test_the_server_counts_the_tokens_that_were_planned(small: Small) -> None:

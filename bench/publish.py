@@ -1,0 +1,64 @@
+"""A run becomes a published result: table, report, pictures and manifest under results/, and an index of them all."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench import catalogue, compare, report, tables
+from bench.conclusion import Conclusion
+from bench.errors import BenchError, Exit
+from bench.records import Folder
+from bench.table import from_csv
+
+ABSOLUTE = re.compile(r"""(?<![^\s"'=:])/(?:[^/\s"']+/)+""")
+
+
+def publish(done: Conclusion, results: Path) -> Path:
+    """Where it lies now."""
+    if not done.valid:
+        reasons = "; ".join(warning.what for warning in done.warnings if warning.fatal)
+        raise BenchError(
+            f"a run that is not valid is not published: {reasons}", "mend that and run it again", Exit.INVALID
+        )
+    public = replace(done, run=_redacted(done.run))
+    place = results / _place(done.run)
+    Folder.vacant(place)
+    place.mkdir(parents=True)
+    folder = Folder(place)
+    for name, text in report.files(public).items():
+        folder.write(name, text)
+    folder.write("sessions.json", compare.to_json(compare.plays(done.records)))
+    index(results)
+    return place
+
+
+def _place(run: dict[str, Any]) -> Path:
+    """results/CARD/MODEL/KV/WHEN"""
+    launches = [facts["launch"] for facts in run["variants"].values()]
+    gpus = run["machine"]["gpus"]
+    card = launches[0]["name"] if launches[0] else gpus[0]["name"] if gpus else "endpoint"
+    model = next(iter(run["variants"].values()))["server"]["model"]
+    when = re.sub(r"[-:]|\+.*", "", run["started"])
+    return Path(*map(tables.slug, (card, model, "+".join(run["variants"]), f"{when}-{run['workload']['name']}")))
+
+
+def _redacted(value: Any) -> Any:
+    """Without the name of the host and the folders of whoever ran it: neither helps to repeat a run."""
+    if isinstance(value, dict):
+        return {key: "" if key == "host" else _redacted(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(inner) for inner in value]
+    return ABSOLUTE.sub("", value) if isinstance(value, str) else value
+
+
+def index(results: Path) -> None:
+    """Made anew from the published runs alone."""
+    entries = []
+    for file in sorted(results.glob("*/*/*/*/run.json")):
+        rows = from_csv((file.parent / "levels.csv").read_text())
+        entries += catalogue.entries(json.loads(file.read_text()), rows, file.parent.relative_to(results))
+    folder = Folder(results)
+    folder.write("README.md", catalogue.index_markdown(entries))
+    folder.write("index.html", catalogue.index_html(entries))

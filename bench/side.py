@@ -1,0 +1,77 @@
+"""What stands on one side of a comparison: a run, a published one, a folder of several, or another tool's result."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import compare, conclusion, foreign
+from bench.compare import Side
+from bench.errors import BenchError
+from bench.foreign import Foreign
+from bench.records import Folder
+
+
+def read(path: Path) -> list[Side]:
+    """A folder of several runs is that many."""
+    if (path / "run.json").is_file():
+        return [_run(Folder.open(path))]
+    if path.is_dir():
+        found = [_run(Folder.open(file.parent)) for file in sorted(path.glob("*/run.json"))]
+        if found:
+            return found
+    other = foreign.read(path) if path.exists() else None
+    if other is None:
+        raise BenchError(
+            f"{path} is neither a run nor a result that bench knows",
+            "a run's folder, a published one, a folder of several, or a result of vLLM bench, AIPerf or GuideLLM",
+        )
+    return [_foreign(path, other)]
+
+
+def _run(folder: Folder) -> Side:
+    published = folder.path / "sessions.json"
+    if published.is_file():
+        run, plays = folder.manifest(), compare.from_json(published.read_text())
+    else:
+        done = conclusion.conclude(folder)
+        run, plays = done.run, compare.plays(done.records)
+    verdicts: dict[str, Any] = run["verdict"]["variants"]
+    return Side(
+        name=str(folder.path),
+        plays=plays,
+        knees={name: verdict["knee"] for name, verdict in verdicts.items()},
+        ceilings={name: verdict["ceiling"] for name, verdict in verdicts.items()},
+        conditions=dict(_conditions(run)),
+        valid=run["verdict"]["valid"],
+        imported=None,
+    )
+
+
+def _conditions(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What has to be the same on both sides for their numbers to be comparable."""
+    yield "workload", f"{run['workload']['name']} {run['workload'].get('digest')}"
+    yield "card", ", ".join(gpu["name"] for gpu in run["machine"]["gpus"]) or run["machine"]["cpu"]
+    yield "cores", str(run["machine"]["cores"])
+    yield "driver", ", ".join(gpu["driver"] for gpu in run["machine"]["gpus"]) or "none"
+    yield "bench", run["machine"]["bench"]
+    yield "seed", str(run["seed"])
+    yield "promise", run["slo"]
+    for name, facts in run["variants"].items():
+        told, launch = facts.get("server", {}), facts["launch"] or {}
+        yield f"{name}: vLLM", str(told.get("version"))
+        yield f"{name}: model", str(told.get("model"))
+        yield f"{name}: KV cache", f"{told.get('cache', {}).get('tokens')} tokens"
+        yield f"{name}: machine", f"{launch.get('name')} {launch.get('digest')}"
+        yield f"{name}: flags", " ".join(launch.get("extra", [])) or "as the machine's file has them"
+
+
+def _foreign(path: Path, other: Foreign) -> Side:
+    return Side(
+        name=str(path),
+        plays=compare.plays(other.records),
+        knees={},
+        ceilings={},
+        conditions={"tool": f"{other.tool} {other.version or ''}".strip(), "model": other.model or "not told"},
+        valid=True,
+        imported=other.tool,
+    )
