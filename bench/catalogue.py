@@ -120,7 +120,7 @@ def index_markdown(found: Sequence[Entry]) -> str:
     lines = [
         "# Results",
         "",
-        "Published runs, put here by `bench publish RUN`, which makes this page and `index.html` anew (that one sorts and",
+        "Published runs, put here by `bench publish RUN`, which makes this page and `index.html` anew (which sorts and",
         "filters). What a sweep writes lies in `runs/`, which is not tracked. A task is a whole session.",
         "",
         f"| {' | '.join(HEADS)} |",

@@ -115,7 +115,7 @@ def _verdict(rows: Sequence[LevelRow], records: Sequence[TurnRecord], slo: Slo, 
         "seen_in": found.seen_in if found else None,
         "knee_confidence": knee.knee_confidence(found, realistic, turns[found.lo], turns[found.hi]) if found else None,
         "ceiling": top,
-        "ceiling_confidence": knee.ceiling_confidence(slo, turns[top]) if top is not None else None,
+        "ceiling_confidence": knee.ceiling_confidence(slo, turns[top], _above(turns, top)) if top is not None else None,
         "slo": slo.text,
         "highest": realistic[-1].concurrency if realistic else None,
         "predicted_knee": server.fits,
@@ -132,6 +132,10 @@ def _verdict(rows: Sequence[LevelRow], records: Sequence[TurnRecord], slo: Slo, 
 
 def _case(rows: Sequence[LevelRow], case: str) -> list[LevelRow]:
     return sorted((row for row in rows if row.case == case), key=lambda row: row.concurrency)
+
+
+def _above(turns: dict[int, list[TurnRecord]], level: int) -> list[TurnRecord]:
+    return next((found for higher, found in sorted(turns.items()) if higher > level), [])
 
 
 def _compared(rows: Sequence[LevelRow], found: Knee | None, top: int | None) -> tuple[int, int]:

@@ -123,12 +123,14 @@ def knee_confidence(found: Knee, rows: Sequence[LevelRow], lo: Turns, hi: Turns)
     return float(np.mean(here >= before * _wanted(by_level[found.hi], by_level[found.lo])))
 
 
-def ceiling_confidence(slo: Slo, turns: Turns) -> float | None:
-    """How sure it is that the promise is kept there; only of percentiles of TTFT."""
+def ceiling_confidence(slo: Slo, kept: Turns, broken: Turns) -> float | None:
+    """How sure it is that the promise is kept there and not at the level above; only of percentiles of TTFT."""
     match = re.fullmatch(r"ttft_p(\d+)_s", slo.metric)
     if not match or slo.above:
         return None
-    return sample.chance_below(_flags(turns, lambda record: stats.ttft(record) > slo.limit), 1 - int(match[1]) / 100)
+    at, above = (_flags(turns, lambda record: stats.ttft(record) > slo.limit) for turns in (kept, broken))
+    limit = 1 - int(match[1]) / 100
+    return sample.chance_below(at, limit) * (1 - sample.chance_below(above, limit) if above else 1.0)
 
 
 def _flags(turns: Turns, flag: Callable[[TurnRecord], bool | None]) -> list[list[float]]:

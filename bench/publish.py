@@ -55,7 +55,7 @@ def _redacted(value: Any) -> Any:
 
 def index(results: Path) -> None:
     """Made anew from the published runs alone."""
-    entries = []
+    entries: list[catalogue.Entry] = []
     for file in sorted(results.glob("*/*/*/*/run.json")):
         rows = from_csv((file.parent / "levels.csv").read_text())
         entries += catalogue.entries(json.loads(file.read_text()), rows, file.parent.relative_to(results))

@@ -99,7 +99,7 @@ def reduce(
     lost = [record.lost_tokens for record in turns if record.lost_tokens is not None]
     duration = sum(_span(repeat) for repeat in repeats)
     good = sum(record.status == "ok" for record in turns)
-    rates = [rate for repeat in repeats if (rate := _rate(repeat)) is not None]
+    rates = [rate for repeat in repeats if (rate := throughput(repeat)) is not None]
     return LevelRow(
         variant=first.variant,
         case=first.case,
@@ -194,7 +194,7 @@ def _span(turns: Sequence[TurnRecord]) -> float:
     return max(record.end_s for record in turns) - min(record.sent_s for record in turns)
 
 
-def _rate(turns: Sequence[TurnRecord]) -> float | None:
+def throughput(turns: Sequence[TurnRecord]) -> float | None:
     span = _span(turns)
     return sum(record.status == "ok" for record in turns) / span if span > 0 else None
 

@@ -94,12 +94,15 @@ def test_a_knee_is_the_surer_the_clearer_its_sides(row: Row) -> None:
 
 def test_a_ceiling_is_the_surer_the_more_sessions_kept_it() -> None:
     slo = knee.parse_slo("ttft_p99<2s")
-    few, many, broken = (knee.ceiling_confidence(slo, turns) for turns in (level(0, 4), level(0, 60), level(40)))
+    few, many, broken = (knee.ceiling_confidence(slo, turns, []) for turns in (level(0, 4), level(0, 60), level(40)))
     assert few is not None
     assert many is not None
     assert few < 0.7 < 0.99 < many
     assert broken == 0.0
-    assert knee.ceiling_confidence(knee.parse_slo("req_per_s>1"), level(0)) is None, (
+    hardly = knee.ceiling_confidence(slo, level(0, 60), level(2))
+    assert hardly is not None
+    assert hardly < 0.7, "the level above may be no worse"
+    assert knee.ceiling_confidence(knee.parse_slo("req_per_s>1"), level(0), []) is None, (
         "only a share has this kind of odds"
     )
 
