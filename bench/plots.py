@@ -1,24 +1,71 @@
-"""Numbers become pictures: each answers one question, in its title where a sentence can."""
+"""Numbers become pictures: each answers one question, and says the answer in its title where it can."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
-from bench import stats, svg, tables
+from bench import capacity, stats, svg
 from bench.records import TurnRecord
 from bench.stats import COMPONENTS, METRICS, PERCENTILES, LevelRow, rate, seconds, share, tokens
-from bench.svg import Panel, Scale, figure, tag, text
+from bench.svg import Panel, Scale, box, figure, line, text
+from bench.tables import slug
 
-LEFT, RIGHT = 60.0, 660.0
-LOOK = {"p50": ("a", "circle", None), "p95": ("b", "square", "5 3"), "p99": ("c", "triangle", None)}
-CASES = {"best": ("d", "diamond", "2 3"), "realistic": ("a", "circle", None), "worst": ("c", "triangle", "6 3")}
-LOSS = ((0, "nothing"), (1, "under 1K"), (1_000, "1K to 4K"), (4_000, "4K to 12K"), (12_000, "over 12K tokens"))
-WAITS = {"compute": "r1", "lost": "r4", "slot": "r3", "blocks": "e", "preempted": "b", "client": "r0"}
+LEFT, RIGHT = 64.0, 636.0
+C_AXIS = "sessions at once (C)"
+DASH = "\N{EN DASH}"
+BELOW = "\N{BLACK DOWN-POINTING TRIANGLE}"
+MANY = 64  # the highest level over the lowest: from there on the axis doubles in equal steps
 BARS = 600  # as many requests as a timeline can show apart
+CELLS = 300  # and as many sessions as a bar can
 
-Samples = Sequence[Mapping[str, Any]]
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Never colour alone: each line has its own mark and dash too."""
+
+    class_: str
+    shape: str
+    dash: str | None = None
+
+
+P50, P95, P99 = Look("a", "circle"), Look("b", "square", "6 3"), Look("c", "triangle")
+TAILS = dict(zip(PERCENTILES, (P50, P95, P99), strict=True))
+CASES = {"best": Look("d", "diamond", "2 3"), "realistic": P50, "worst": Look("c", "triangle", "7 3")}
+CASE_TEXT = {
+    "best": "best: all but the newest tokens cached",
+    "realistic": "realistic",
+    "worst": "worst: only the shared prompt cached",
+}
+# What a request lost, more than so many tokens: an unlucky one has lost more than stats.UNLUCKY_TOKENS.
+LOSS = (
+    (-1, "nothing"),
+    (0, "up to 1K"),
+    (stats.UNLUCKY_TOKENS, "1K to 4K"),
+    (4_000, "4K to 12K"),
+    (12_000, "over 12K"),
+)
+# Colour and pattern, from the bottom of the stack.
+WAITS: dict[str, tuple[str, str | None]] = {
+    "compute": ("t1", None),
+    "lost": ("r3", "rising"),
+    "preempted": ("r4", "crossed"),
+    "blocks": ("e", "falling"),
+    "slot": ("b", "level"),
+    "client": ("r0", None),
+}
+SPENT = {
+    "compute": "computing new tokens",
+    "lost": "re-reading lost history",
+    "preempted": "re-reading preempted requests",
+    "blocks": "waiting for free blocks",
+    "slot": "waiting for a slot",
+    "client": "what is outside the engine",
+}
+Data = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,542 +76,777 @@ class Seen:
     variant: str
     rows: Sequence[LevelRow]
     records: Sequence[TurnRecord]
+    number: int
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        facts: Mapping[str, Any] = self.run["variants"][self.variant]
-        return facts
+        return _part(self.run["variants"], self.variant)
 
     @property
     def verdict(self) -> Mapping[str, Any]:
-        verdict: Mapping[str, Any] = self.run["verdict"]["variants"][self.variant]
-        return verdict
+        return _part(self.run["verdict"]["variants"], self.variant)
+
+    @property
+    def tokens(self) -> int | None:
+        """Of KV cache, by the server's word."""
+        found: int | None = _part(_part(self.facts, "server"), "cache").get("tokens")
+        return found
+
+    @property
+    def knee(self) -> tuple[int, int] | None:
+        found = self.verdict.get("knee")
+        return (found[0], found[1]) if found else None
 
     def case(self, name: str) -> list[LevelRow]:
         return sorted((row for row in self.rows if row.case == name), key=lambda row: row.concurrency)
 
-    @property
-    def capacity(self) -> int | None:
-        tokens: int | None = self.facts.get("server", {}).get("cache", {}).get("tokens")
-        return tokens
+    def turns(self, level: int) -> list[TurnRecord]:
+        return [r for r in self.records if r.case == "realistic" and r.concurrency == level and r.turn > 0]
+
+    def figure(self, name: str, title: str, told: str, height: float, *body: str) -> str:
+        several = len(self.run["variants"]) > 1
+        named = f"{_short(self.variant)}: {title}" if several else title
+        return figure(self.key(name), named, told, height, *body)
+
+    def key(self, name: str) -> str:
+        """By number, for a variant's name may hold anything."""
+        return f"{name}-{self.number}"
+
+
+def _part(whole: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return whole.get(name) or {}
 
 
 def draw(
-    run: Mapping[str, Any], rows: Sequence[LevelRow], records: Sequence[TurnRecord], samples: Samples
+    run: Mapping[str, Any],
+    rows: Sequence[LevelRow],
+    records: Sequence[TurnRecord],
+    samples: Sequence[Mapping[str, Any]],
 ) -> dict[str, str]:
     """File name -> picture, of those for which there is something to show."""
     del samples  # what the server told over time is in the rows
     made: dict[str, str] = {}
     several = len(run["variants"]) > 1
-    for variant in run["variants"]:
+    for at, variant in enumerate(run["variants"]):
         own = [row for row in rows if row.variant == variant]
-        seen = Seen(run, variant, own, [record for record in records if record.variant == variant])
+        seen = Seen(run, variant, own, [record for record in records if record.variant == variant], at)
         for name, picture in PICTURES.items():
-            file = f"{name}-{tables.slug(variant)}" if several else name
-            if own and (drawn := picture(seen, file)):
-                made[f"{file}.svg"] = drawn
+            if drawn := picture(seen):
+                file = f"{name}-{slug(variant)}" if several else name
+                made[f"{file}-{at}.svg" if f"{file}.svg" in made else f"{file}.svg"] = drawn
     if several and (drawn := precisions(run)):
         made["precisions.svg"] = drawn
     return made
 
 
-def _named(seen: Seen, title: str) -> str:
-    return f"{seen.variant}: {title}" if len(seen.run["variants"]) > 1 else title
+# --- what several figures share ---
 
 
-def _levels(rows: Sequence[LevelRow]) -> list[float]:
+def _short(name: str, most: int = 18) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}\u2026"
+
+
+def _data(row: LevelRow) -> Data:
+    return {"data_level": row.concurrency, "data_variant": row.variant, "data_case": row.case}
+
+
+def _levels(rows: Iterable[LevelRow]) -> list[float]:
     return sorted({float(row.concurrency) for row in rows})
 
 
-def _across(rows: Sequence[LevelRow]) -> Scale:
+def _across(rows: Iterable[LevelRow]) -> Scale:
     levels = _levels(rows)
+    if levels[-1] / levels[0] >= MANY:
+        return Scale(levels[0] / 1.15, levels[-1] * 1.15, LEFT, RIGHT, log=True)
     room = max(0.5, (levels[-1] - levels[0]) * 0.03)
     return Scale(levels[0] - room, levels[-1] + room, LEFT, RIGHT)
 
 
-def _finite(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None and math.isfinite(value) and value > 0]
+def _positive(values: Iterable[float | None]) -> list[float]:
+    """Those that a logarithmic axis can hold: neither absent nor infinite."""
+    return [value for value in values if value is not None and 0 < value < math.inf]
 
 
-def _up(values: Sequence[float], bottom: float, top: float, log: bool = True) -> Scale:
-    if log:
-        return Scale(min(values) / 1.25, max(values) * 1.25, bottom, top, log=True)
-    return Scale(0, (max(values) or 1) * 1.1, bottom, top)
+def _times(values: Sequence[float], bottom: float, top: float) -> Scale:
+    return Scale(min(values) / 1.3, max(values) * 1.3, bottom, top, log=True)
 
 
-def _data(row: LevelRow) -> dict[str, object]:
-    return {"data_level": row.concurrency, "data_variant": row.variant, "data_case": row.case}
+def _round(value: float) -> str:
+    """A tick of a time axis."""
+    return f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms"
 
 
-def _cliff(panel: Panel, seen: Seen, label: bool = True) -> str:
-    """The bracket shaded, and what the arithmetic had said as a tick below."""
-    found, predicted = seen.verdict.get("knee"), seen.verdict.get("predicted_knee")
-    parts = []
-    if found:
-        left, right = panel.x(found[0]), panel.x(found[1])
-        wide = {"x": left, "width": right - left}
-        parts.append(tag("rect", y=panel.y.end, height=panel.y.start - panel.y.end, class_="shade", **wide))
-        if label:
-            anchor = "end" if left > panel.middle else "start"
-            at = left - 4 if anchor == "end" else right + 4
-            parts.append(text(at, panel.y.end + 12, f"knee {found[0]} to {found[1]}", "c", anchor))
-    if label and predicted is not None and panel.x.low <= predicted <= panel.x.high:
-        x = panel.x(predicted)
-        parts.append(tag("path", d=f"M{x:.1f} {panel.y.start:.1f}l-5 9h10z", class_="ink"))
-        parts.append(text(x + 8, panel.y.start - 6, f"predicted {predicted:.1f}", "soft"))
+def _knee_shade(panel: Panel, seen: Seen, label: bool = False) -> str:
+    if seen.knee is None:
+        return ""
+    left, right = (panel.x(panel.x.within(level)) for level in seen.knee)
+    parts = [box(left, panel.y.end, right - left, panel.y.start - panel.y.end, "shade")]
+    if label:
+        words = f"knee {seen.knee[0]}{DASH}{seen.knee[1]}"
+        half = len(words) * svg.CHARACTER / 2
+        middle = min(max((left + right) / 2, panel.x.start + half), panel.x.end - half)
+        parts.append(text(middle, panel.y.end - 22, words, "c strong", "middle"))
     return "".join(parts)
+
+
+def _predicted(panel: Panel, seen: Seen, below: float) -> str:
+    """What the arithmetic had said, as a mark on the axis; an arrow where that is beyond it."""
+    fit = seen.verdict.get("predicted_knee")
+    if fit is None:
+        return ""
+    x, y = panel.x(panel.x.within(fit)), panel.y.start
+    beyond = "\N{RIGHTWARDS ARROW}" if fit > panel.x.high else "\N{LEFTWARDS ARROW}" if fit < panel.x.low else ""
+    sign = "" if beyond else svg.shape(x, y - 2, "pointer", "ink")
+    words = f"{beyond or BELOW} {fit:.1f} sessions fit, says the arithmetic"
+    half = len(words) * svg.CHARACTER / 2
+    return sign + text(min(max(x, panel.x.start + half - 8), panel.x.end - half), y + below, words, None, "middle")
+
+
+def _limit_s(slo: str) -> float | None:
+    """Of a promise on TTFT; None for any other."""
+    metric, _, limit = slo.replace(" ", "").partition("<")
+    number = limit.removeprefix("=").removesuffix("s")
+    try:
+        value = float(number.removesuffix("m")) * (1e-3 if number.endswith("m") else 1.0)
+    except ValueError:
+        return None
+    return value if metric.startswith("ttft") and 0 < value < math.inf else None
 
 
 def _promise(panel: Panel, seen: Seen) -> str:
-    """The limit of a promise on TTFT, and the ceiling that it gives."""
-    slo = seen.verdict["slo"]
-    metric, _, limit = slo.partition("<")
-    value = _limit_s(limit)
-    if not metric.startswith("ttft") or value is None or not panel.y.low < value < panel.y.high:
+    """The limit as a line, and the ceiling as a mark on it; their names stand in the margin."""
+    limit, ceiling = _limit_s(seen.verdict.get("slo") or ""), seen.verdict.get("ceiling")
+    if limit is None or not panel.y.holds(limit):
         return ""
-    y = panel.y(value)
-    ceiling = seen.verdict.get("ceiling")
-    kept = f"{slo}: kept up to {ceiling}" if ceiling else f"{slo}: never kept"
-    line = tag("line", x1=panel.x.start, x2=panel.x.end, y1=y, y2=y, class_="rule")
-    return line + text(panel.x.start + 4, y - 5, kept)
+    y = panel.y(limit)
+    rule = line(panel.x.start, y, panel.x.end, y, "rule")
+    if ceiling is None:
+        return rule
+    tip = f"C = {ceiling} \u00b7 the highest level up to which every level keeps {seen.verdict['slo']}"
+    data: Data = {"data_level": ceiling, "data_variant": seen.variant, "data_case": "realistic"}
+    return rule + svg.mark(panel.x(ceiling), y, "diamond", "ink", tip, **data)
 
 
-def _limit_s(words: str) -> float | None:
-    number = words.strip(" =").removesuffix("s")
-    scale = 1e-3 if number.endswith("m") else 1.0
-    try:
-        return float(number.removesuffix("m")) * scale
-    except ValueError:
-        return None
-
-
-def _shown(row: LevelRow, name: str) -> str:
-    """A percentile with its interval, and what it lacks."""
-    low, high = (getattr(row, f"{name.removesuffix('_s')}_{end}_s", None) for end in ("lo", "hi"))
-    between = f" ({seconds(low)} to {seconds(high)})" if low is not None and high is not None else ""
-    lacks = stats.more_sessions(row, name)
-    return f"{seconds(getattr(row, name))}{between}" + (f", needs {lacks} more sessions" if lacks else "")
-
-
-def _tail(panel: Panel, rows: Sequence[LevelRow], name: str, class_: str, shape: str, dash: str | None) -> str:
-    """One percentile over the levels: its interval a band, hollow without its floor, a cross where it failed."""
-    column = f"ttft_{name}_s"
-    good = [row for row in rows if (value := getattr(row, column)) is not None and math.isfinite(value)]
-    at = {row.concurrency: (panel.x(row.concurrency), panel.y(getattr(row, column))) for row in good}
-    limits = [(panel.x(row.concurrency), _edge(row, name, "hi", panel), _edge(row, name, "lo", panel)) for row in good]
-    known = [(x, high, low) for x, high, low in limits if high is not None and low is not None]
-    upper, lower = [(x, high) for x, high, _ in known], [(x, low) for x, _, low in known]
-    parts = [svg.area(upper, lower, class_), svg.curve(list(at.values()), class_, dash)]
-    for row in rows:
-        value = getattr(row, column)
+def _series(
+    panel: Panel,
+    rows: Sequence[LevelRow],
+    value_of: Callable[[LevelRow], float | None],
+    look: Look,
+    told: Callable[[LevelRow], str],
+    hollow: Callable[[LevelRow], bool] = lambda row: False,
+) -> str:
+    """A line over the levels, broken where nothing was measured; a failure stands as a cross at the top edge."""
+    values = [(row, value_of(row)) for row in rows]
+    points = [
+        (panel.x(row.concurrency), panel.y(v)) if v is not None and panel.y.holds(v) else None for row, v in values
+    ]
+    parts = [svg.curve(points, look.class_, look.dash)]
+    for (row, value), point in zip(values, points, strict=True):
         if value is None:
             continue
-        x, y = at.get(row.concurrency, (panel.x(row.concurrency), panel.y.end))
-        failed = not math.isfinite(value)
-        hollow = " hollow" if stats.more_sessions(row, column) and not failed else ""
-        tip = f"C = {row.concurrency}: {name} {'failed' if failed else _shown(row, column)}"
-        parts.append(svg.mark(x, y, "cross" if failed else shape, class_ + hollow, tip, **_data(row)))
+        tip = f"C = {row.concurrency} \u00b7 {told(row)}"
+        if math.isinf(value):
+            x, y = panel.x(row.concurrency), panel.y.end
+            parts.append(svg.mark(x, y, "cross", f"{look.class_} line", tip, **_data(row)))
+            parts.append(text(x, y - 8, "failed", None, "middle"))
+        elif point is not None:
+            class_ = look.class_ + (" hollow" if hollow(row) else "")
+            parts.append(svg.mark(*point, look.shape, class_, tip, **_data(row)))
     return "".join(parts)
 
 
-def _edge(row: LevelRow, name: str, end: str, panel: Panel) -> float | None:
-    """In pixels, inside the panel."""
-    value = getattr(row, f"ttft_{name}_{end}_s")
-    return None if value is None else panel.y(min(max(value, panel.y.low), panel.y.high))
+def _column(name: str) -> Callable[[LevelRow], float | None]:
+    return lambda row: getattr(row, name)
 
 
-def curve(seen: Seen, name: str) -> str | None:
+def _percentile_text(name: str) -> Callable[[LevelRow], str]:
+    """With its interval, and what it lacks."""
+
+    def told(row: LevelRow) -> str:
+        low, high = (getattr(row, f"ttft_{name}_{end}_s") for end in ("lo", "hi"))
+        between = f" ({_span(low, high)})" if low is not None and high is not None else ""
+        lacks = stats.more_sessions(row, f"ttft_{name}_s")
+        lacking = f", needs {lacks} more sessions" if lacks else ""
+        return f"{name} {seconds(getattr(row, f'ttft_{name}_s'))}{between}{lacking}"
+
+    return told
+
+
+def _span(low: float, high: float) -> str:
+    """The unit once, where both have the same."""
+    first, last = seconds(low), seconds(high)
+    unit = first[-2:] if first[-2:] == last[-2:] else first[-3:] if first[-3:] == last[-3:] else ""
+    return f"{first.removesuffix(unit).rstrip()}{DASH}{last}"
+
+
+def _lacks(name: str) -> Callable[[LevelRow], bool]:
+    return lambda row: bool(stats.more_sessions(row, f"ttft_{name}_s"))
+
+
+def _hollow_entry(rows: Iterable[LevelRow], names: Iterable[str], shape: str) -> Iterator[tuple[str, str]]:
+    if any(_lacks(name)(row) for row in rows for name in names):
+        yield svg.shape(0, 0, shape, "ink hollow"), "hollow: too few sessions for an upper limit"
+
+
+def _band(panel: Panel, rows: Sequence[LevelRow], name: str, look: Look) -> str:
+    """The 95 % interval, cut off at the panel's edges."""
+    edges = []
+    for row in rows:
+        low, high = (getattr(row, f"ttft_{name}_{end}_s") for end in ("lo", "hi"))
+        known = low is not None and high is not None and low < math.inf
+        x, y = panel.x(row.concurrency), panel.y
+        edges.append((x, y(y.within(high)), y(y.within(low))) if known else None)
+    return svg.area(edges, look.class_)
+
+
+def _at(rows: Iterable[LevelRow], level: float) -> LevelRow | None:
+    return next((row for row in rows if row.concurrency == level), None)
+
+
+# --- the figures ---
+
+
+def curve(seen: Seen) -> str | None:
     """Where does the tail leave the body, and what does it cost in throughput?"""
     rows = seen.case("realistic")
-    values = _finite(
-        [getattr(row, f"ttft_{p}_{end}") for row in rows for p in PERCENTILES for end in ("s", "lo_s", "hi_s")]
-    )
-    if not rows or not values:
+    names = [f"ttft_{p}{end}" for p in PERCENTILES for end in ("_s", "_lo_s", "_hi_s")]
+    values = _positive(getattr(row, name) for row in rows for name in names)
+    if not values:
         return None
-    above = Panel(_across(rows), _up(values, 330, 70))
-    rates = _finite([row.req_per_s for row in rows]) or [1.0]
-    below = Panel(above.x, _up(rates, 470, 390, log=False))
-    parts = [
-        svg.frame(above, "TTFT", seconds),
-        svg.frame(below, "req/s", rate),
-        _cliff(above, seen),
-        _cliff(below, seen, False),
-    ]
-    parts += [_promise(above, seen), *(_tail(above, rows, p, *look) for p, look in LOOK.items())]
-    ends = [(above.y(v), p, LOOK[p][0]) for p in LOOK if (v := getattr(rows[-1], f"ttft_{p}_s")) and math.isfinite(v)]
-    parts.append(svg.end_labels(RIGHT + 10, ends))
-    points = [(row, below.x(row.concurrency), below.y(row.req_per_s)) for row in rows if row.req_per_s is not None]
-    parts.append(svg.curve([(x, y) for _, x, y in points], "ink"))
-    tip = "C = {}: {} requests a second"
-    parts += [
-        svg.mark(x, y, "circle", "ink", tip.format(r.concurrency, rate(r.req_per_s or 0)), **_data(r))
-        for r, x, y in points
-    ]
-    parts += [
-        svg.floor_labels(above, _levels(rows), ""),
-        svg.floor_labels(below, _levels(rows), "sessions at once (C)"),
-    ]
-    found = seen.verdict.get("knee")
-    title = (
-        f"The tail leaves the body between {found[0]} and {found[1]} sessions"
-        if found
-        else "No cliff in what was measured"
-    )
-    told = "Time to the first token, log scale; bands: 95 % intervals; hollow: too few sessions for an upper limit"
-    return figure(name, _named(seen, title), told, 515, *parts)
+    limit = _limit_s(seen.verdict.get("slo") or "")
+    above = Panel(_across(rows), _times([*values, *_positive([limit])], 336, 104))
+    below = Panel(above.x, Scale(0, max(_positive(row.req_per_s for row in rows), default=1) * 1.15, 470, 396))
+    parts = [svg.frame(above, "TTFT", _round), svg.frame(below, "req/s", lambda value: f"{value:g}", 20)]
+    parts += [_knee_shade(above, seen, label=True), _knee_shade(below, seen)]
+    parts += [_band(above, rows, name, look) for name, look in TAILS.items()]
+    parts.append(_promise(above, seen))
+    for name, look in TAILS.items():
+        parts.append(_series(above, rows, _column(f"ttft_{name}_s"), look, _percentile_text(name), _lacks(name)))
+    lasts = [(_last(rows, name), name, look.class_) for name, look in TAILS.items()]
+    ends = [(above.y(above.y.within(last)), name, class_) for last, name, class_ in lasts if last]
+    if limit is not None:
+        ceiling = seen.verdict.get("ceiling")
+        kept = "kept at no level" if ceiling is None else f"\N{BLACK DIAMOND} ceiling {ceiling}"
+        ends += [(above.y(limit) - 7, _short(seen.verdict["slo"]), "in"), (above.y(limit) + 7, kept, "soft")]
+    parts.append(svg.end_labels(above, ends))
+    answered = _told("req/s", _column("req_per_s"), rate)
+    parts.append(_series(below, rows, _column("req_per_s"), Look("ink", "circle"), answered))
+    levels, knee = _levels(rows), seen.knee or ()
+    parts += [svg.ground(above, levels, "", knee), _predicted(above, seen, 35), svg.ground(below, levels, C_AXIS, knee)]
+    signs = [(svg.stroke(look.class_, look.shape, look.dash), name) for name, look in TAILS.items()]
+    signs.append((svg.box(-10, -6, 20, 12, "a band"), "95 % interval"))
+    parts.append(svg.legend(8, 64, [*signs, *_hollow_entry(rows, TAILS, "triangle")]))
+    told = "Time to the first token (log scale) and answered requests a second, as sessions are added."
+    return seen.figure("curve", _curve_title(seen, rows), told, 512, *parts)
 
 
-def band(seen: Seen, name: str) -> str | None:
-    """How much of it is owed to the cache?"""
+def _last(rows: Sequence[LevelRow], name: str) -> float | None:
+    value: float | None = getattr(rows[-1], f"ttft_{name}_s")
+    return value
+
+
+def _curve_title(seen: Seen, rows: Sequence[LevelRow]) -> str:
+    if seen.knee is None:
+        return f"No cliff up to {rows[-1].concurrency} sessions"
+    lo, hi = (_at(rows, level) for level in seen.knee)
+    title = f"The cliff stands between {seen.knee[0]} and {seen.knee[1]} sessions"
+    if not lo or not hi or not lo.ttft_p99_s or not hi.ttft_p99_s:
+        return title
+    return f"{title}: p99 goes from {seconds(lo.ttft_p99_s)} to {seconds(hi.ttft_p99_s)}"
+
+
+def band(seen: Seen) -> str | None:
+    """What is the cache worth?"""
     cases = {case: rows for case in CASES if (rows := seen.case(case))}
-    values = _finite([getattr(row, f"ttft_{p}_s") for rows in cases.values() for row in rows for p in ("p50", "p99")])
+    every = [row for rows in cases.values() for row in rows]
+    values = _positive(value for row in every for value in (row.ttft_p50_s, row.ttft_p99_s))
     if len(cases) < 2 or not values:
         return None
-    everything = [row for rows in cases.values() for row in rows]
-    panel = Panel(_across(everything), _up(values, 330, 70))
-    parts = [svg.frame(panel, "TTFT", seconds), _cliff(panel, seen)]
+    panel = Panel(_across(every), _times(values, 336, 104))
+    parts = [svg.frame(panel, "TTFT", _round), _knee_shade(panel, seen, label=True)]
     for case, rows in cases.items():
-        class_, shape, dash = CASES[case]
-        parts.append(f'<g class="light">{_tail(panel, rows, "p99", class_, "cross", dash)}</g>')
-        parts.append(_tail(panel, rows, "p50", class_, shape, dash))
-        if rows[0].ttft_p50_s and math.isfinite(rows[0].ttft_p50_s):
-            below = 18 if case == "best" else -10
-            parts.append(text(panel.x(rows[0].concurrency) + 8, panel.y(rows[0].ttft_p50_s) + below, case, class_))
-    parts.append(svg.floor_labels(panel, _levels(everything), "sessions at once (C)"))
-    worth = seen.verdict.get("cache_worth")
-    title = "The best, the played and the worst case"
-    if worth:
-        times = worth["realistic"] / worth["worst"]
-        title = f"At {worth['level']} sessions the cache lets {times:.1f} times the requests be answered"
-    told = "p50 of TTFT as lines with marks, p99 lighter with crosses; worst: only the shared prompt is cached"
-    return figure(name, _named(seen, title), told, 375, *parts)
+        look = CASES[case]
+        thin = Look(f"{look.class_} thin", "dot", "1 3")
+        parts.append(_series(panel, rows, _column("ttft_p99_s"), thin, _case_text(case, "p99"), _lacks("p99")))
+        parts.append(_series(panel, rows, _column("ttft_p50_s"), look, _case_text(case, "p50"), _lacks("p50")))
+        parts.append(_case_labels(panel, case, rows, every))
+    parts.append(svg.ground(panel, _levels(every), C_AXIS, seen.knee or (), low=54))
+    parts.append(_predicted(panel, seen, 35))
+    signs = [(svg.stroke(CASES[case].class_, CASES[case].shape, CASES[case].dash), CASE_TEXT[case]) for case in cases]
+    parts.append(svg.legend(8, 64, signs))
+    title, told = _worth(cases)
+    return seen.figure("band", title, told, 398, *parts)
+
+
+def _case_text(case: str, name: str) -> Callable[[LevelRow], str]:
+    told = _percentile_text(name)
+    return lambda row: f"{case} {told(row)}"
+
+
+def _case_labels(panel: Panel, case: str, rows: Sequence[LevelRow], every: Sequence[LevelRow]) -> str:
+    """Beside the last p50 and p99; in the margin, or on the free side of the line where others go on."""
+    parts = []
+    for name in ("p50", "p99"):
+        value = _last(rows, name)
+        if value is None or not panel.y.holds(value):
+            continue
+        x, y = panel.x(rows[-1].concurrency), panel.y(value)
+        level = rows[-1].concurrency
+        others = [panel.y(v) for row in every if row.concurrency == level for v in (row.ttft_p50_s, row.ttft_p99_s)
+                  if v is not None and v != value and panel.y.holds(v)]  # fmt: skip
+        places = [at for at in (y - 9, y + 18) if panel.y.end + 8 < at < panel.y.start - 4] or [y - 9]
+        free = max(places, key=lambda at: min((abs(at - 4 - other) for other in others), default=0))
+        inside = level < panel.x.high * 0.9
+        parts.append(text(x + (4 if inside else 12), free if inside else y + 4, f"{case} {name}", CASES[case].class_))
+    return "".join(parts)
+
+
+def _worth(cases: Mapping[str, Sequence[LevelRow]]) -> tuple[str, str]:
+    """Title and subtitle, at the highest level at which all cases were taken."""
+    told = "TTFT, log scale; large marks p50, small ones p99; hollow: too few requests for a limit."
+    common = set.intersection(*({row.concurrency for row in rows} for rows in cases.values()))
+    if not common or not {"realistic", "worst"} <= set(cases):
+        return "Between everything cached and nothing but the shared prompt", told
+    level = max(common)
+    at = {case: _at(rows, level) for case, rows in cases.items()}
+    real, worst = at["realistic"], at["worst"]
+    assert real is not None
+    assert worst is not None
+    if len(medians := _positive([real.ttft_p50_s, worst.ttft_p50_s])) == 2:
+        told = f"It divides p50 by {medians[1] / medians[0]:.1f}. {told}"
+    if not real.req_per_s or not worst.req_per_s:
+        return f"What the cache is worth at {level} sessions", told
+    times = real.req_per_s / worst.req_per_s
+    return f"At {level} sessions the cache is worth {times:.1f} times the requests a second", told
 
 
 def precisions(run: Mapping[str, Any]) -> str | None:
     """What does a smaller KV cache entry buy?"""
-    verdicts = run["verdict"]["variants"]
-    tops = [
-        top
-        for v in verdicts.values()
-        for top in ((v.get("knee") or [0, 0])[1], v.get("predicted_knee") or 0, v.get("highest") or 0)
-    ]
-    if not any(v.get("knee") or v.get("predicted_knee") for v in verdicts.values()):
+    verdicts = {name: _part(run["verdict"]["variants"], name) for name in run["variants"]}
+    if not any(v.get("knee") or v.get("predicted_knee") is not None for v in verdicts.values()):
         return None
-    scale = Scale(0, max(tops) * 1.05, 130, RIGHT)
-    parts = []
-    bottom = 60.0 + 44 * len(verdicts)
-    panel = Panel(scale, Scale(0, 1, bottom, 50))
+    highest = max(v.get("highest") or 1 for v in verdicts.values())
+    scale = Scale(0, max(highest, *(v.get("predicted_knee") or 0 for v in verdicts.values())) * 1.14, 190, 740)
+    bottom = 92.0 + 48 * len(verdicts)
+    panel = Panel(scale, Scale(0, 1, bottom, 84))
+    parts = [line(scale(value), 84, scale(value), bottom, "grid") for value in scale.ticks()]
+    parts.append(line(scale.start, bottom, scale.end, bottom, "axis"))
     for at, (variant, verdict) in enumerate(verdicts.items()):
-        y = 76.0 + 44 * at
-        held = run["variants"][variant].get("server", {}).get("cache", {}).get("tokens")
-        parts.append(text(122, y - 2, variant, None, "end"))
-        parts.append(text(122, y + 13, "" if held is None else f"{tokens(held)} tokens", "soft", "end"))
+        y = 112.0 + 48 * at
+        held = _part(_part(_part(run["variants"], variant), "server"), "cache").get("tokens")
+        parts.append(text(180, y, _short(variant), "strong", "end"))
+        parts.append(text(180, y + 15, "KV cache not told" if held is None else f"{held:,} tokens", "soft", "end"))
         parts.append(_bracket(scale, y, verdict, variant))
-    parts.append(tag("line", x1=scale.start, x2=scale.end, y1=bottom, y2=bottom, class_="axis"))
-    parts.append(svg.floor_labels(panel, scale.ticks(), "sessions at once (C)"))
-    told = (
-        "Solid: no eviction up to there; hatched edge: the bracket of the knee; triangle: what the arithmetic had said"
-    )
-    return figure("precisions", "Sessions that each KV precision holds", told, bottom + 46, *parts)
+    parts += [svg.hatch("precisions", "rising"), svg.ground(panel, scale.ticks(), C_AXIS)]
+    parts.append(svg.legend(8, 64, [
+        (svg.swatch("a"), "healthy up to there"),
+        (svg.swatch("c", "url(#precisions-rising)"), "the knee's bracket"),
+        (svg.shape(0, 0, "triangle", "ink"), "sessions that fit, by arithmetic"),
+    ]))  # fmt: skip
+    told = "Where the cliff was seen at each KV cache precision, and where it should be."
+    return figure("precisions", _precisions_title(verdicts), told, bottom + 46, *parts)
+
+
+def _precisions_title(verdicts: Mapping[str, Mapping[str, Any]]) -> str:
+    lows = {name: v["knee"][0] for name, v in verdicts.items() if v.get("knee")}
+    if len(lows) < 2:
+        return "Sessions that each KV cache precision holds"
+    most, least = max(lows, key=lambda name: lows[name]), min(lows, key=lambda name: lows[name])
+    if lows[most] == lows[least]:
+        return f"Each precision holds {lows[most]} sessions before the cliff"
+    return f"{_short(most)} holds {lows[most]} sessions before the cliff, {_short(least)} {lows[least]}"
 
 
 def _bracket(scale: Scale, y: float, verdict: Mapping[str, Any], variant: str) -> str:
-    found, predicted, highest = verdict.get("knee"), verdict.get("predicted_knee"), verdict.get("highest") or 0
+    found, fit, highest = verdict.get("knee"), verdict.get("predicted_knee"), verdict.get("highest") or 0
     lo, hi = found or (highest, highest)
-    tip = f"{variant}: knee between {lo} and {hi}" if found else f"{variant}: no knee up to {highest}"
-    inner = [
-        tag("title", svg.clean(tip)),
-        tag("rect", x=scale.start, width=scale(lo) - scale.start, y=y - 11, height=22.0, class_="r2"),
-        tag("rect", x=scale(lo), width=scale(hi) - scale(lo), y=y - 11, height=22.0, class_="shade edge"),
-    ]
-    words = f"{lo} to {hi}" if found else f"over {highest}"
-    parts = [tag("g", *inner, class_="mark", tabindex=0, data_tip=tip, data_variant=variant)]
-    parts.append(text(scale(hi) + 8, y + 4, words))
-    if predicted is not None:
-        parts.append(tag("path", d=f"M{scale(predicted):.1f} {y + 11:.1f}l-5 9h10z", class_="ink"))
+    seen = f"knee {lo}{DASH}{hi}" if found else f"no knee up to {highest}" if highest else "nothing measured"
+    tip = f"{variant} \u00b7 {seen}" + ("" if fit is None else f" \u00b7 {fit:.1f} sessions fit")
+    bars = [box(scale(0), y - 12, scale(lo) - scale(0), 22, "a")]
+    if found:
+        x, wide = scale(lo), scale(hi) - scale(lo)
+        bars += [box(x, y - 12, wide, 22, "c"), box(x, y - 12, wide, 22, fill="url(#precisions-rising)")]
+    parts = [svg.touchable(tip, *bars, data_variant=variant), text(scale(hi) + 8, y + 4, seen)]
+    if fit is not None:
+        parts.append(svg.shape(scale(fit), y + 17, "triangle", "ink"))
+        parts.append(text(scale(fit) + 8, y + 21, f"{fit:.1f}", "soft"))
     return "".join(parts)
 
 
-def memory(seen: Seen, name: str) -> str | None:
+def memory(seen: Seen) -> str | None:
     """Where do the tokens come from, and how many sessions do they hold?"""
-    held, typical = seen.capacity, seen.run["typical"]
-    if held is None:
+    held, typical = seen.tokens, seen.run["typical"]
+    shared, each = float(typical["shared_tokens"]), float(typical["own_tokens"] + typical["output_tokens"])
+    if not held or each <= 0:
         return None
-    steps = list(_memory_steps(seen.facts.get("capacity") or {}))
-    parts = [_waterfall(steps, 60.0)] if steps else []
-    top = 90.0 + 30 * len(steps)
-    scale = Scale(0, held * 1.12, LEFT, 720)
-    each = typical["own_tokens"] + typical["output_tokens"]
-    fit = max(0.0, (held - typical["shared_tokens"]) / each)
-    blocks = [("shared prompt", 0.0, float(typical["shared_tokens"]), "r3")]
-    blocks += [
-        (
-            f"session {n + 1}",
-            typical["shared_tokens"] + n * each,
-            typical["shared_tokens"] + (n + 1) * each,
-            f"r{n % 2}",
-        )
-        for n in range(min(math.ceil(fit), 400))
-    ]
-    for words, begin, end, class_ in blocks:
-        tip = f"{words}: {tokens(end - begin)} tokens"
-        wide = max(0.5, scale(min(end, held * 1.11)) - scale(begin))
-        bar = tag("rect", x=scale(begin), width=wide, y=top, height=34.0, class_=f"{class_} edge")
-        parts.append(tag("g", tag("title", svg.clean(tip)), bar, class_="mark", data_tip=tip))
-    edge = scale(held)
-    parts.append(tag("line", x1=edge, x2=edge, y1=top - 10, y2=top + 44, class_="rule"))
-    parts.append(text(edge, top - 14, f"KV cache: {held:,} tokens", None, "end"))
-    parts.append(
-        text(
-            LEFT,
-            top + 54,
-            f"shared prompt {tokens(typical['shared_tokens'])}, then sessions of {tokens(each)} at their deepest",
-            "soft",
-        )
-    )
-    told = "From the card's memory to tokens" if steps else "The size of the cache, as the server reported it"
-    title = f"{fit:.1f} sessions fit into the KV cache"
-    return figure(name, _named(seen, title), told, top + 70, *parts)
+    size = _part(seen.facts, "capacity")
+    steps = list(_memory_steps(size))
+    top = 84.0 + (30 * len(steps) + 56 if steps else 0)
+    fit = capacity.fit(held, shared, each)
+    parts = [svg.hatch(seen.key("memory"), "rising"), _waterfall(steps, size, held, 66.0) if steps else ""]
+    parts.append(_cells(seen, held, shared, each, top))
+    told = f"{held:,} tokens of KV cache, less {shared:,.0f} of the prompt that all share,"
+    told += f" at {each:,.0f} a session at its deepest."
+    return seen.figure("memory", f"{fit:.1f} sessions fit into the KV cache", told, top + 92, *parts)
 
 
 def _memory_steps(size: Mapping[str, Any]) -> Iterator[tuple[str, float, float, str]]:
-    """Name, from, to, in GB."""
-    if size.get("memory_gb") is None:
+    """Name, from, to in GB, and colour."""
+    names = ("memory_gb", "usable_gb", "weights_gb", "other_gb", "pool_gb", "bytes_per_token")
+    if any(size.get(name) is None for name in names):
         return
-    memory, usable, weights, other = (size[f"{part}_gb"] for part in ("memory", "usable", "weights", "other"))
-    yield "memory of the card", 0.0, memory, "r0"
-    yield "left to others", usable, memory, "r3"
-    yield "weights", usable - weights, usable, "r2"
-    yield "activations, graphs, other", usable - weights - other, usable - weights, "r1"
-    yield "KV cache", 0.0, size["pool_gb"], "r4"
+    whole, usable, weights, other, pool = (float(size[name]) for name in names[:5])
+    yield "memory of the card", 0.0, whole, "r0"
+    yield "kept free (utilization)", usable, whole, "ghost"
+    yield "weights", usable - weights, usable, "a"
+    yield "activations and other", usable - weights - other, usable - weights, "e"
+    yield "KV cache", 0.0, pool, "r2"
 
 
-def _waterfall(steps: Sequence[tuple[str, float, float, str]], top: float) -> str:
-    scale = Scale(0, steps[0][2], 230, 690)
+def _waterfall(steps: Sequence[tuple[str, float, float, str]], size: Mapping[str, Any], held: int, top: float) -> str:
+    scale = Scale(0, steps[0][2], 190, 670)
     parts = []
     for at, (words, begin, end, class_) in enumerate(steps):
         y = top + 30 * at
-        parts.append(text(222, y + 15, words, None, "end"))
-        wide = max(1.0, scale(end) - scale(begin))
-        parts.append(tag("rect", x=scale(begin), width=wide, y=y, height=20.0, class_=f"{class_} edge"))
-        parts.append(text(scale(end) + 5, y + 15, f"{end - begin:.1f} GB", "soft"))
+        parts.append(text(182, y + 15, words, None, "end"))
+        parts.append(box(scale(begin), y, max(1.0, scale(end) - scale(begin)), 20, class_))
+        sign = "" if begin == 0 else "\N{MINUS SIGN}"
+        parts.append(text(scale(end) + 6, y + 15, f"{sign}{end - begin:.1f} GB", "soft"))
+        if at + 1 < len(steps):
+            x = scale(begin if begin > 0 else end)
+            parts.append(line(x, y + 20, x, y + 30, "axis"))
+    each, expected = size["bytes_per_token"], size.get("tokens")
+    y = top + 30 * len(steps) + 15
+    sum_of = f"at {each:,.0f} bytes a token: "
+    sum_of += f"{expected:,} tokens by arithmetic, {held:,} by the server" if expected else f"{held:,} by the server"
+    off = f" ({(expected - held) / held:+.1%} off)" if expected else ""
+    return "".join([*parts, text(190, y, sum_of + off)])
+
+
+def _cells(seen: Seen, held: int, shared: float, each: float, top: float) -> str:
+    """The cache as a bar, filled by the shared prompt and by whole sessions; the first that does not fit as a ghost."""
+    fit = capacity.fit(held, shared, each)
+    whole = min(math.floor(fit), CELLS)
+    ghost = shared + (whole + 1) * each
+    scale = Scale(0, max(held, min(ghost, held * 1.3)) * 1.01, 24, 736)
+    high, parts = 40.0, []
+    wide = scale(min(shared, held)) - scale(0)
+    tip = f"shared prompt \u00b7 {shared:,.0f} tokens, held once for all sessions"
+    hatched = box(scale(0), top, wide, high, fill=f"url(#{seen.key('memory')}-rising)")
+    parts.append(svg.touchable(tip, box(scale(0), top, wide, high, "s edge"), hatched))
+    for at in range(whole):
+        x, width = scale(shared + at * each), scale(each) - scale(0)
+        name = text(x + width / 2, top + 25, at + 1, "in", "middle") if width >= 18 else ""
+        tip = f"session {at + 1} \u00b7 {each:,.0f} tokens at its deepest"
+        parts.append(svg.touchable(tip, box(x, top, width, high, f"t{at % 2} edge"), name, tabindex=None))
+    x, edge = scale(min(shared + whole * each, held)), scale(held)
+    last = edge if whole == CELLS else scale(min(ghost, scale.high))
+    parts.append(box(x, top + 0.5, last - x, high - 1, "ghost" if whole < CELLS else "t0"))
+    parts.append(line(edge, top - 8, edge, top + high + 8, "wall"))
+    parts.append(text(edge + 4, top - 12, f"KV cache: {held:,} tokens", "strong", "end"))
+    parts.append(text(24, top + high + 18, f"shared prompt, {tokens(shared)}", "soft"))
+    over = f"session {whole + 1} no longer fits"
+    parts.append(text(736, top + high + 18, over if whole < CELLS else f"{fit:.0f} sessions", "soft", "end"))
     return "".join(parts)
 
 
-def luck(seen: Seen, name: str) -> str | None:
-    """Who pays? The distribution of TTFT at each level, those who kept their history above, those who lost it below."""
+def luck(seen: Seen) -> str | None:
+    """Who pays? TTFT of those who kept their history as steps, of those who lost it a cross each."""
     rows = [row for row in seen.case("realistic") if row.unlucky is not None]
-    turns = [r for r in seen.records if r.case == "realistic" and r.turn > 0 and r.ttft_s]
-    values = _finite([record.ttft_s for record in turns])
-    if not rows or not values:
+    values = _positive(r.ttft_s for row in rows for r in seen.turns(row.concurrency))
+    if not values:
         return None
-    across = Scale(min(values) / 1.2, max(values) * 1.2, 110, 600, log=True)
-    parts = []
+    high = 46.0 if len(rows) <= 14 else 30.0
+    bottom = 102.0 + high * len(rows)
+    across = Scale(min(values) / 1.2, max(values) * 1.2, 74, 600, log=True)
+    parts = [line(across(value), 88, across(value), bottom, "grid") for value in across.ticks()]
+    parts += [text(across(value), bottom + 19, _round(value), "soft", "middle") for value in across.ticks()]
+    parts += [line(74, bottom, 600, bottom, "axis"), text(337, bottom + 37, "TTFT (log scale)", "soft", "middle")]
+    parts += [text(66, 82, "C", "strong", "end"), text(612, 82, "lost their history", "strong")]
     for at, row in enumerate(rows):
-        own = [record for record in turns if record.concurrency == row.concurrency]
-        parts.append(_strip(across, 84.0 + 40 * at, row, own))
-    bottom = 84.0 + 40 * len(rows) - 8
-    panel = Panel(across, Scale(0, 1, bottom, 60))
-    for value in across.ticks():
-        x = across(value)
-        parts.insert(
-            0,
-            tag("line", x1=x, x2=x, y1=58, y2=bottom, class_="grid")
-            + text(x, bottom + 16, seconds(value), "soft", "middle"),
-        )
-    parts.append(tag("line", x1=110, x2=600, y1=bottom, y2=bottom, class_="axis"))
-    parts.append(text(panel.middle, bottom + 34, "TTFT, log scale", "soft", "middle"))
-    told = "A mark a request: above the line those who kept their history, crosses below it those who lost it"
-    return figure(name, _named(seen, "The lucky and the unlucky"), told, bottom + 46, *parts)
-
-
-def _strip(across: Scale, y: float, row: LevelRow, turns: Sequence[TurnRecord]) -> str:
-    kept = [across(r.ttft_s or 1) for r in turns if not stats.is_unlucky(r)]
-    gone = [across(r.ttft_s or 1) for r in turns if stats.is_unlucky(r)]
-    unlucky, whole = row.unlucky or 0, row.requests
-    tip = f"C = {row.concurrency}: {unlucky} of {whole} requests lost their history"
-    inner = [
-        tag("title", svg.clean(tip)),
-        tag("rect", x=110, width=490, y=y - 18, height=34, class_="hit"),
-        tag("line", x1=110, x2=600, y1=y, y2=y, class_="grid"),
-        tag("path", d="".join(f"M{x:.1f} {y - 3:.1f}v-12" for x in kept), class_="a light", stroke_width="1")
-        if kept
-        else "",
-        tag("path", d="".join(f"M{x - 3:.1f} {y + 4:.1f}l6 8m0-8l-6 8" for x in gone), class_="c", stroke_width="1.4")
-        if gone
-        else "",
+        parts.append(_strip(across, 92 + high * (at + 1) - 14, high - 18, row, seen))
+    steps = svg.tag("path", d="M-12 6V2H-6V-4H0V-7H6V0H12V6Z", class_="t1")
+    signs = [
+        (steps, "how many kept their history, at each TTFT"),
+        (svg.shape(0, 0, "cross", "c line"), "a request that lost more than 1,000 tokens of it"),
     ]
-    return (
-        text(104, y + 4, f"C = {row.concurrency}", None, "end")
-        + tag("g", *inner, class_="mark", tabindex=0, data_tip=tip, **_data(row))
-        + text(610, y + 4, f"{share(unlucky / whole)} unlucky", "c" if unlucky else "soft")
-    )
+    parts.append(svg.legend(8, 64, signs))
+    told = "Answered requests by their time to the first token, a row a level; its steps on a scale of its own."
+    return seen.figure("luck", _luck_title(seen, rows), told, bottom + 50, *parts)
 
 
-def timeline(seen: Seen, name: str) -> str | None:
-    """When does it happen? A row a session, a bar a request, coloured by the tokens that it lost."""
-    levels = seen.verdict.get("knee") or [seen.verdict.get("highest")]
-    parts, top = [_loss_legend(58.0)], 92.0
-    for level in levels:
-        turns = [
-            r for r in seen.records if r.case == "realistic" and r.concurrency == level and r.turn > 0 and r.repeat == 0
-        ]
-        if turns:
-            drawn, top = _bars(sorted(turns, key=lambda r: r.sent_s)[:BARS], top)
-            parts.append(drawn)
-    if len(parts) == 1:
+def _luck_title(seen: Seen, rows: Sequence[LevelRow]) -> str:
+    row = (_at(rows, seen.knee[1]) if seen.knee else None) or next((row for row in rows if row.unlucky), None)
+    if row is None or not row.unlucky:
+        return "Nobody lost their history at any level"
+    title = f"At {row.concurrency} sessions {row.unlucky} of {row.requests} lost their history"
+    if row.lucky_p50_s is None or row.unlucky_p50_s is None:
+        return title
+    return f"{title}: p50 {seconds(row.unlucky_p50_s)}, the others' {seconds(row.lucky_p50_s)}"
+
+
+def _strip(across: Scale, y: float, high: float, row: LevelRow, seen: Seen) -> str:
+    turns = seen.turns(row.concurrency)
+    kept = _positive(r.ttft_s for r in turns if not stats.is_unlucky(r))
+    gone = _positive(r.ttft_s for r in turns if stats.is_unlucky(r))
+    failed = sum(r.ttft_s is None for r in turns)
+    unlucky = row.unlucky or 0
+    tip = f"C = {row.concurrency} \u00b7 {unlucky} of {row.requests} requests lost their history"
+    tip += "".join(f", p50 {seconds(p50)}" for p50 in [row.unlucky_p50_s] if p50 is not None)
+    tip += "".join(f"; p50 of the others {seconds(p50)}" for p50 in [row.lucky_p50_s] if p50 is not None)
+    crosses = "".join(f"M{svg.number(across(v) - 3)} {svg.number(y + 3)}l6 7m0-7l-6 7" for v in gone)
+    inner = [box(across.start, y - high, across.end - across.start, high + 12, "hit"), _steps(across, kept, y, high)]
+    inner.append(svg.tag("path", d=crosses, class_="c line", stroke_width="1.5") if gone else "")
+    said = f"{unlucky} of {row.requests} \u00b7 {share(unlucky / row.requests)}" if unlucky else "none"
+    tip += f"; {failed} failed" if failed else ""
+    return "".join([
+        line(across.start, y, across.end, y, "axis"),
+        text(66, y + 1, row.concurrency, "strong" if unlucky else None, "end"),
+        svg.touchable(tip, *inner, **_data(row)),
+        text(612, y + 1, said, "c strong" if unlucky else "soft"),
+        text(612, y + 14, f"{failed} failed") if failed else "",
+    ])  # fmt: skip
+
+
+def _steps(across: Scale, values: Sequence[float], y: float, high: float) -> str:
+    """A histogram in bins of six pixels."""
+    if not values:
+        return ""
+    bins = Counter(int((across(value) - across.start) / 6) for value in values)
+    most = max(bins.values())
+    up = {at: svg.number(high * n / most) for at, n in sorted(bins.items())}
+    path = "".join(f"M{svg.number(across.start + 6 * at)} {svg.number(y)}v-{n}h6v{n}z" for at, n in up.items())
+    return svg.tag("path", d=path, class_="t1")
+
+
+def timeline(seen: Seen) -> str | None:
+    """When does it happen? A row a session, a bar a request, coloured by the history it lost."""
+    levels = [level for level in seen.knee or [seen.verdict.get("highest")] if level and seen.turns(level)]
+    plays = {level: _few(seen.turns(level), BARS // len(levels)) for level in levels}
+    if not plays:
         return None
-    told = "A row a session, a bar a request from sent to answered; the solid part is the wait for the first token"
-    return figure(name, _named(seen, "Requests over time, by the history they lost"), told, top, *parts)
+    longest = max(max(r.end_s for r in turns) - min(r.sent_s for r in turns) for turns, _ in plays.values())
+    across, top = Scale(0, longest or 1.0, LEFT, 744), 112.0
+    parts = []
+    for level, (turns, every) in plays.items():
+        drawn, top = _bars(turns, every, level, seen.variant, across, top)
+        parts.append(drawn)
+    parts.append(text((across.start + across.end) / 2, top - 26, "seconds since the level began", "soft", "middle"))
+    turns = [record for play, _ in plays.values() for record in play]
+    told = "A row a session, a bar a request: thick until its first token, thin while it answers; the thick part"
+    told += " coloured by the tokens of history it had lost."
+    parts.append(svg.legend(8, 76, _loss_signs(turns)))
+    return seen.figure("timeline", _timeline_title(plays), told, top - 12, *parts)
+
+
+Play = tuple[list[TurnRecord], int]
+
+
+def _few(turns: Sequence[TurnRecord], most: int) -> Play:
+    """Of the first repeat, every nth session: whole ones, for eviction comes late in them."""
+    first = min(record.repeat for record in turns)
+    sessions = stats.by_session(sorted((r for r in turns if r.repeat == first), key=lambda r: r.sent_s))
+    every = max(1, math.ceil(sum(map(len, sessions)) / most))
+    return [record for session in sessions[::every] for record in session], every
+
+
+def _timeline_title(plays: Mapping[int, Play]) -> str:
+    level, (turns, every) = list(plays.items())[-1]
+    hit = [record for record in turns if stats.is_unlucky(record)]
+    if not hit or every > 1:
+        return "Each request in its time, by the history it had lost"
+    first = min(hit, key=lambda record: record.sent_s)
+    after = first.sent_s - min(record.sent_s for record in turns)
+    return f"At {level} sessions the first to lose its history was sent after {after:.1f} s, at turn {first.turn}"
 
 
 def _loss_class(record: TurnRecord) -> str:
-    lost = record.lost_tokens or 0
-    return f"r{sum(lost >= least for least, _ in LOSS) - 1}"
+    """On the scale of LOSS; what was not told is not on it."""
+    lost = record.lost_tokens
+    return "soft" if lost is None else f"r{bisect_left([least for least, _ in LOSS], lost) - 1}"
 
 
-def _loss_legend(y: float) -> str:
-    parts, x = [text(8, y + 10, "lost:", "soft")], 44.0
-    for at, (_, words) in enumerate(LOSS):
-        parts.append(
-            tag("rect", x=x, y=y, width=16, height=12, class_=f"r{at} edge") + text(x + 21, y + 10, words, "soft")
-        )
-        x += 44 + 6.5 * len(words)
-    return "".join(parts)
+def _loss_signs(turns: Iterable[TurnRecord]) -> Iterator[tuple[str, str]]:
+    known = {record.lost_tokens is not None for record in turns}
+    if True in known:
+        for at, (_, words) in enumerate(LOSS):
+            yield svg.swatch(f"r{at}"), f"lost {words}" if at == 0 else words
+    if False in known:
+        yield svg.swatch("soft"), "not told"
 
 
-def _bars(turns: Sequence[TurnRecord], top: float) -> tuple[str, float]:
+def _bars(
+    turns: Sequence[TurnRecord], every: int, level: int, variant: str, across: Scale, top: float
+) -> tuple[str, float]:
     """One level; and where the next may begin."""
     start = min(record.sent_s for record in turns)
-    across = Scale(0, max(record.end_s for record in turns) - start, LEFT, 740)
-    sessions = {session: at for at, session in enumerate(dict.fromkeys(record.session for record in turns))}
-    high = min(12.0, max(4.0, 260 / len(sessions)))
-    parts = [text(LEFT, top - 6, f"{turns[0].concurrency} sessions at once")]
-    for record in turns:
-        y = top + high * sessions[record.session]
-        parts.append(_bar(record, across, start, y, high - 1.5))
-    bottom = top + high * len(sessions) + 2
-    parts.append(text(LEFT - 8, top + 10, "session", "soft", "end"))
-    parts.append(tag("line", x1=LEFT, x2=740, y1=bottom, y2=bottom, class_="axis"))
-    for value in across.ticks():
-        parts.append(text(across(value), bottom + 16, f"{value:g} s", "soft", "middle"))
-    return "".join(parts), bottom + 50
+    places = {session: at for at, session in enumerate(dict.fromkeys(record.session for record in turns))}
+    high = min(12.0, max(3.0, 280 / len(places)))
+    bottom = top + high * len(places) + 3
+    some = "" if every == 1 else f", every {every}th session shown" if every > 3 else f", one session in {every} shown"
+    parts = [text(LEFT, top - 8, f"C = {level}{some}", "strong"), text(LEFT - 8, top - 8, "session", "soft", "end")]
+    parts += [line(across(value), top, across(value), bottom, "grid") for value in across.ticks()]
+    parts += [text(across(value), bottom + 16, f"{value:g}", "soft", "middle") for value in across.ticks()]
+    apart = math.ceil(13 / high)
+    named = [(session, top + high * (at + 0.5) + 4) for session, at in places.items() if at % apart == 0]
+    parts += [text(LEFT - 8, y, session, "soft", "end") for session, y in named]
+    bars = [_bar(record, across, start, top + high * places[record.session], high) for record in turns]
+    data: Data = {"data_level": level, "data_variant": variant, "data_case": "realistic"}
+    parts += [svg.tag("g", *bars, **data), line(across.start, bottom, across.end, bottom, "axis")]
+    return "".join(parts), bottom + 58
 
 
 def _bar(record: TurnRecord, across: Scale, start: float, y: float, high: float) -> str:
-    begin, end = across(record.sent_s - start), across(record.end_s - start)
-    first = end if record.first_s is None else across(record.first_s - start)
-    class_ = _loss_class(record)
-    took = "failed" if record.ttft_s is None else f"TTFT {seconds(record.ttft_s)}"
-    lost = "" if record.lost_tokens is None else f", lost {tokens(record.lost_tokens)} tokens"
-    tip = f"C = {record.concurrency}, session {record.session}, turn {record.turn}: {took}{lost}"
-    inner = [
-        tag("title", svg.clean(tip)),
-        tag("rect", x=begin, width=max(0.5, end - begin), y=y, height=high, class_=f"{class_} light"),
-        tag("rect", x=begin, width=max(0.5, first - begin), y=y, height=high, class_=class_),
-    ]
-    return tag("g", *inner, data_tip=tip, data_level=record.concurrency, data_variant=record.variant)
+    begin, end = across(record.sent_s - start), across(max(record.end_s, record.sent_s) - start)
+    first = end if record.ttft_s is None or record.first_s is None else across(record.first_s - start)
+    took = record.status if record.ttft_s is None else f"TTFT {seconds(record.ttft_s)}"
+    lost = "" if record.lost_tokens is None else f", lost {record.lost_tokens:,} tokens"
+    tip = f"C = {record.concurrency} \u00b7 session {record.session}, turn {record.turn} \u00b7 {took}{lost}"
+    wait = box(begin, y + 0.5, max(1.0, first - begin), high - 1, _loss_class(record))
+    rest = box(first, y + high / 2 - 0.75, max(0.0, end - first), 1.5, "thread")
+    cross = svg.shape(end, y + high / 2, "cross", "ink line") if record.ttft_s is None else ""
+    return svg.touchable(tip, rest, wait, cross, tabindex=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """A small panel of one or two columns over the levels."""
+    """A small panel of one or two lines over the levels."""
 
     label: str
-    columns: tuple[str, ...]
+    lines: tuple[tuple[str, Callable[[LevelRow], float | None]], ...]
     form: Callable[[float], str]
-    top: float | None = None  # of the axis, where it is known
+    rule: tuple[float, str] | None = None
 
 
-SERVER = (
-    Strip("hit rate", ("eligible_hit_rate", "prefix_hit_rate"), share, 1.0),
-    Strip("KV cache held", ("kv_usage_max",), share, 1.0),
-    Strip("running, waiting", ("running_max", "waiting_max"), lambda value: f"{value:g}"),
-    Strip("preemptions", ("preemptions",), lambda value: f"{value:g}"),
-)
+def _percent(value: float) -> str:
+    return f"{value * 100:.0f} %"
 
 
-def server(seen: Seen, name: str) -> str | None:
+def _strips(seen: Seen) -> Iterator[Strip]:
+    held = seen.tokens
+
+    def working_set(row: LevelRow) -> float | None:
+        return row.working_set_tokens / held if held and row.working_set_tokens is not None else None
+
+    told = (("of own history", _column("eligible_hit_rate")), ("of all tokens", _column("prefix_hit_rate")))
+    yield Strip("prefix hit rate", told, _percent)
+    kept = (("live sessions", working_set), ("being answered", _column("kv_usage_max")))
+    yield Strip("KV cache needed, at most", kept, _percent, (1.0, "the whole cache"))
+    busy = (("running", _column("running_max")), ("waiting", _column("waiting_max")))
+    yield Strip("requests at once, at most", busy, lambda value: f"{value:g}")
+    yield Strip("preemptions", (("", _column("preemptions")),), lambda value: f"{value:g}")
+
+
+def server(seen: Seen) -> str | None:
     """What did the server itself see at each level?"""
     rows = seen.case("realistic")
-    strips = [one for one in SERVER if any(getattr(row, column) is not None for row in rows for column in one.columns)]
-    if not rows or not strips:
+    strips = [one for one in _strips(seen) if any(of(row) for row in rows for _, of in one.lines)]
+    if not strips:
         return None
-    parts, x = [], _across(rows)
-    for at, one in enumerate(strips):
-        top = 76.0 + 104 * at
-        parts.append(_strip_panel(seen, rows, one, x, top))
-    bottom = 76.0 + 104 * len(strips) - 34
-    parts.append(svg.floor_labels(Panel(x, Scale(0, 1, bottom, 0)), _levels(rows), "sessions at once (C)"))
-    told = "By its own counters and gauges, one sample a second; the knee is shaded"
-    return figure(name, _named(seen, "What the server saw"), told, bottom + 48, *parts)
+    x, bottom = _across(rows), 88.0 + 112 * len(strips) - 42
+    parts = [_strip_panel(seen, rows, one, x, 88.0 + 112 * at, at == 0) for at, one in enumerate(strips)]
+    parts.append(svg.ground(Panel(x, Scale(0, 1, bottom, 0)), _levels(rows), C_AXIS, seen.knee or ()))
+    told = "What each level asked of the server, and what the server told; the knee is shaded."
+    if all(row.preemptions == 0 for row in rows):
+        told += " Nothing was preempted."
+    return seen.figure("server", _server_title(seen, rows), told, bottom + 46, *parts)
 
 
-def _strip_panel(seen: Seen, rows: Sequence[LevelRow], one: Strip, x: Scale, top: float) -> str:
-    values = [value for row in rows for column in one.columns if (value := getattr(row, column)) is not None]
-    panel = Panel(x, Scale(0, (one.top or max(values) or 1) * 1.08, top + 70, top))
-    parts = [svg.frame(panel, one.label, one.form), _cliff(panel, seen, False)]
+def _server_title(seen: Seen, rows: Sequence[LevelRow]) -> str:
+    held = seen.tokens
+    over = next((row for row in rows if held and (row.working_set_tokens or 0) > held), None)
+    if over is None or not held:
+        return "What the server saw"
+    needed = (over.working_set_tokens or 0) / held
+    return f"At {over.concurrency} sessions the live ones need {_percent(needed)} of the KV cache"
+
+
+def _strip_panel(seen: Seen, rows: Sequence[LevelRow], one: Strip, x: Scale, top: float, first: bool) -> str:
+    values = [value for row in rows for _, of in one.lines if (value := of(row)) is not None and math.isfinite(value)]
+    rule = one.rule[0] if one.rule else 0.0
+    low = max(0.0, math.floor(min(values) * 20 - 0.5) / 20) if one.form is _percent and not one.rule else 0.0
+    panel = Panel(x, Scale(low, max(*values, rule) + 0.08 * ((max(values) - low) or 1), top + 70, top))
+    parts = [svg.frame(panel, one.label, one.form, 15), _knee_shade(panel, seen, label=first)]
+    if one.rule:
+        parts.append(line(x.start, panel.y(rule), x.end, panel.y(rule), "rule"))
+        parts.append(text(x.start + 6, panel.y(rule) + 14, one.rule[1]))
     ends = []
-    for column, (class_, shape, dash) in zip(one.columns, (LOOK["p50"], LOOK["p95"]), strict=False):
-        points = [(row, x(row.concurrency), panel.y(v)) for row in rows if (v := getattr(row, column)) is not None]
-        parts.append(svg.curve([(a, b) for _, a, b in points], class_, dash))
-        words = METRICS[column].title if column in METRICS else column.removesuffix("_max")
-        tip = "C = {}: {} {}"
-        parts += [
-            svg.mark(
-                a, b, shape, class_, tip.format(row.concurrency, words, one.form(getattr(row, column))), **_data(row)
-            )
-            for row, a, b in points
-        ]
-        if points and len(one.columns) > 1:
-            ends.append((points[-1][2], words, class_))
-    return "".join([*parts, svg.end_labels(RIGHT + 10, ends)])
+    for (name, of), look in zip(one.lines, (P50, P95), strict=False):
+        parts.append(_series(panel, rows, of, look, _told(name or one.label, of, one.form)))
+        last = of(rows[-1])
+        if name and last is not None and panel.y.holds(last):
+            ends.append((panel.y(last), name, look.class_))
+    return "".join([*parts, svg.end_labels(panel, ends), svg.notches(panel, _levels(rows))])
 
 
-def waits(seen: Seen, name: str) -> str | None:
+def _told(name: str, of: Callable[[LevelRow], float | None], form: Callable[[float], str]) -> Callable[[LevelRow], str]:
+    def told(row: LevelRow) -> str:
+        value = of(row)
+        return name if value is None else f"{name} {share(value) if form is _percent else form(value)}"
+
+    return told
+
+
+def waits(seen: Seen) -> str | None:
     """What was the time to the first token spent on?"""
     rows = [row for row in seen.case("realistic") if row.wait_compute_s is not None]
-    if not rows:
+    highest = max((sum(_wait(row, part) for part in COMPONENTS) for row in rows), default=0.0)
+    if highest <= 0:
         return None
-    totals = {row.concurrency: sum(getattr(row, f"wait_{part}_s") or 0 for part in COMPONENTS) for row in rows}
-    up = Scale(0, max(totals.values()) * 1.1, 330, 90)
-    across = Scale(0, len(rows), LEFT, 560)
-    panel = Panel(across, up)
-    used = [part for part in WAITS if any((getattr(row, f"wait_{part}_s") or 0) > 0.005 * up.high for row in rows)]
-    parts = [svg.frame(panel, "mean TTFT", seconds)]
+    panel = Panel(Scale(0, len(rows), LEFT, 600), Scale(0, highest * 1.12, 340, 84))
+    used = [part for part in WAITS if any(_wait(row, part) > 0.004 * highest for row in rows)]
+    key = seen.key("waits")
+    parts = [svg.hatch(key, name) for part in used if (name := WAITS[part][1])]
+    parts.append(svg.frame(panel, "mean TTFT", lambda value: "0" if value == 0 else _round(value)))
+    wide = panel.x(1) - panel.x(0)
     for at, row in enumerate(rows):
-        parts.append(_stack(row, used, across(at) + 6, across(at + 1) - across(at) - 12, up))
-        parts.append(text((across(at) + across(at + 1)) / 2, 348, row.concurrency, "soft", "middle"))
-    for at, part in enumerate(used):
-        y = 110.0 + 22 * at
-        parts.append(tag("rect", x=576, y=y - 11, width=14, height=14, class_=f"{WAITS[part]} edge"))
-        parts.append(text(596, y, METRICS[f"wait_{part}_s"].title))
-    parts.append(text(panel.middle, 366, "sessions at once (C)", "soft", "middle"))
-    told = "Mean TTFT of each level, by what the engine was doing while a request waited"
-    return figure(name, _named(seen, _said(seen)), told, 378, *parts)
+        parts.append(_stack(row, used, panel.x(at) + wide * 0.14, wide * 0.72, panel.y, key))
+        if wide >= 22 or at % math.ceil(22 / wide) == 0:
+            parts.append(text(panel.x(at + 0.5), 357, row.concurrency, "soft", "middle"))
+    for at, part in enumerate(reversed(used)):
+        parts.append(svg.legend(612, 100 + 22 * at, [(_fill(part, key), METRICS[f"wait_{part}_s"].title)]))
+    parts.append(text(panel.middle, 376, C_AXIS, "soft", "middle"))
+    told = "The mean time to the first token at each level, by what the engine was doing while a request waited."
+    return seen.figure("waits", _waits_title(seen), told, 388, *parts)
 
 
-def _said(seen: Seen) -> str:
-    shares, binding = seen.verdict.get("shares"), seen.verdict.get("binding")
-    if not shares or not binding:
-        return "What the wait was made of"
-    return f"{shares[binding] * 100:.0f} % of the added wait: {METRICS[f'wait_{binding}_s'].title}"
+def _wait(row: LevelRow, part: str) -> float:
+    value = getattr(row, f"wait_{part}_s") or 0.0
+    return float(value) if math.isfinite(value) else 0.0
 
 
-def _stack(row: LevelRow, used: Sequence[str], x: float, wide: float, up: Scale) -> str:
-    heights = [getattr(row, f"wait_{part}_s") or 0.0 for part in used]
-    sums = [sum(heights[: at + 1]) for at in range(len(heights))]
+def _fill(part: str, key: str) -> str:
+    class_, pattern = WAITS[part]
+    return svg.swatch(class_, *([f"url(#{key}-{pattern})"] if pattern else []))
+
+
+def _waits_title(seen: Seen) -> str:
+    shares, binding, compared = (seen.verdict.get(name) for name in ("shares", "binding", "compared"))
+    if not shares or not binding or not compared:
+        return "What the time to the first token was spent on"
+    part = f"{shares[binding] * 100:.0f} % of the added wait"
+    return f"From {compared[0]} to {compared[1]} sessions {part} goes to {SPENT.get(binding, binding)}"
+
+
+def _stack(row: LevelRow, used: Sequence[str], x: float, wide: float, up: Scale, key: str) -> str:
+    heights = [_wait(row, part) for part in used]
     parts = []
-    for part, (below, above) in zip(used, pairwise([0.0, *sums]), strict=True):
-        tip = f"C = {row.concurrency}: {METRICS[f'wait_{part}_s'].title} {seconds(above - below)}"
-        bar = tag(
-            "rect", x=x, width=wide, y=up(above), height=max(0.0, up(below) - up(above)), class_=f"{WAITS[part]} edge"
-        )
-        parts.append(tag("g", tag("title", svg.clean(tip)), bar, class_="mark", tabindex=0, data_tip=tip, **_data(row)))
+    for part, (below, above) in zip(used, pairwise(accumulate(heights, initial=0.0)), strict=True):
+        high = up(max(0.0, below)) - up(max(0.0, above))
+        if high <= 0:
+            continue
+        class_, pattern = WAITS[part]
+        said = f"{METRICS[f'wait_{part}_s'].title} {seconds(above - below)} of {seconds(sum(heights))}"
+        tip = f"C = {row.concurrency} \u00b7 {said}"
+        over = box(x, up(above), wide, high, fill=f"url(#{key}-{pattern})") if pattern else ""
+        parts.append(svg.touchable(tip, box(x, up(above), wide, high, class_), over, **_data(row)))
+    said = seconds(sum(heights))
+    if wide >= len(said) * svg.CHARACTER * 0.75:
+        parts.append(text(x + wide / 2, up(sum(heights)) - 6, said, None, "middle"))
     return "".join(parts)
 
 
-PICTURES: dict[str, Callable[[Seen, str], str | None]] = {
+PICTURES: dict[str, Callable[[Seen], str | None]] = {
     "curve": curve,
     "band": band,
     "memory": memory,
