@@ -1,19 +1,35 @@
 """The published results in one table: what each card holds, what it answers there, what a thousand tasks cost."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
-from bench.page import cell, document, sortable
+from bench.hypertext import Column, cell, document, legend, sortable, worded
 from bench.stats import LevelRow, rate
 from bench.svg import clean, tag
 from bench.words import plain
 
-HEADS = ("card", "model", "KV", "workload", "knee", "ceiling", "promise", "req/s there", "$ per 1,000 tasks", "date",
-         "vLLM", "departs")  # fmt: skip
+COLUMNS = (
+    Column("card"),
+    Column("model"),
+    Column("KV", "precision of the KV cache"),
+    Column("workload"),
+    Column("knee", "the last level without loss, and the first with it: sessions at once"),
+    Column("sure", "how sure it is that the knee lies there", ""),
+    Column("ceiling", "the most sessions at once that keep the promise", "sessions"),
+    Column("promise"),
+    Column("req/s", "answered requests a second at the ceiling", "1/s"),
+    Column("$ / 1,000 tasks", "price of the machine while it answers a thousand whole sessions at the ceiling", "USD"),
+    Column("date"),
+    Column("vLLM", "its version"),
+    Column("bench", "its version"),
+    Column("departs", "from the published recipe"),
+)
 FILTERS = {"card": 0, "model": 1, "KV": 2}
+TITLE = "How many coding agents does a card hold?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,42 +41,52 @@ class Entry:
     precision: str
     workload: str
     knee: tuple[int, int] | None
+    knee_confidence: float | None
     highest: int | None
     ceiling: int | None
     slo: str
-    req_per_s: float | None
+    req_per_s: float | None  # at the ceiling
     usd_per_1000_tasks: float | None
     date: str
     vllm: str
+    bench: str
     departures: str
     place: PurePath  # of its folder, below results/
 
 
 def entries(run: Mapping[str, Any], rows: Sequence[LevelRow], place: PurePath) -> Iterator[Entry]:
-    for name, facts in run["variants"].items():
-        verdict = run["verdict"]["variants"][name]
-        launch = facts["launch"] or {}
-        at = [
-            row for row in rows if (row.variant, row.case, row.concurrency) == (name, "realistic", verdict["ceiling"])
-        ]
-        answered = at[0].req_per_s if at else None
-        gpus = run["machine"]["gpus"]
+    for name, verdict in run["verdict"]["variants"].items():
+        facts = run["variants"][name]
+        launch, server = facts["launch"] or {}, facts.get("server", {})
+        answered = _answered(rows, name, verdict["ceiling"])
         yield Entry(
-            card=launch.get("name") or (gpus[0]["name"] if gpus else "endpoint"),
-            model=facts["server"]["model"],
+            card=_card(run, launch),
+            model=server.get("model") or launch.get("model") or "-",
             precision=name,
             workload=run["workload"]["name"],
             knee=tuple(verdict["knee"]) if verdict["knee"] else None,
+            knee_confidence=verdict.get("knee_confidence"),
             highest=verdict["highest"],
             ceiling=verdict["ceiling"],
             slo=verdict["slo"],
             req_per_s=answered,
             usd_per_1000_tasks=_price(launch, answered, run["typical"]["turns"]),
             date=run["started"][:10],
-            vllm=str(facts["server"]["version"]),
+            vllm=str(server.get("version") or "-"),
+            bench=run["machine"]["bench"],
             departures="; ".join(run["verdict"].get("departures", [])),
             place=place,
         )
+
+
+def _card(run: Mapping[str, Any], launch: Mapping[str, Any]) -> str:
+    gpus = run["machine"]["gpus"]
+    return str(launch.get("name") or (gpus[0]["name"] if gpus else "endpoint"))
+
+
+def _answered(rows: Sequence[LevelRow], variant: str, ceiling: int | None) -> float | None:
+    at = (variant, "realistic", ceiling)
+    return next((row.req_per_s for row in rows if (row.variant, row.case, row.concurrency) == at), None)
 
 
 def _price(launch: Mapping[str, Any], req_per_s: float | None, turns: float) -> float | None:
@@ -73,47 +99,59 @@ def _price(launch: Mapping[str, Any], req_per_s: float | None, turns: float) -> 
 
 
 def _texts(entry: Entry) -> tuple[str, ...]:
-    knee = f"{entry.knee[0]} to {entry.knee[1]}" if entry.knee else f"none up to {entry.highest}"
-    price = "-" if entry.usd_per_1000_tasks is None else f"{entry.usd_per_1000_tasks:.2f}"
-    answered = "-" if entry.req_per_s is None else rate(entry.req_per_s)
-    ceiling = "-" if entry.ceiling is None else str(entry.ceiling)
-    words = (entry.card, entry.model, entry.precision, entry.workload, knee, ceiling, entry.slo, answered, price,
-             entry.date, entry.vllm, entry.departures or "no")  # fmt: skip
-    return tuple(plain(text) for text in words)
+    """In the order of COLUMNS."""
+    knee = f"{entry.knee[0]} to {entry.knee[1]}" if entry.knee else f"none up to {entry.highest or 0}"
+    told = (entry.card, entry.model, entry.precision, entry.workload, knee, _sure(entry.knee_confidence),
+            _told(entry.ceiling, "{:d}"), entry.slo, "-" if entry.req_per_s is None else rate(entry.req_per_s),
+            _told(entry.usd_per_1000_tasks, "{:,.2f}"), entry.date, entry.vllm, entry.bench,
+            entry.departures or "no")  # fmt: skip
+    return tuple(plain(text) for text in told)
+
+
+def _told(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _sure(confidence: float | None) -> str:
+    return "-" if confidence is None else "> 99 %" if confidence > 0.99 else f"{confidence * 100:.0f} %"
 
 
 def _values(entry: Entry) -> tuple[object, ...]:
     """What each column is sorted by, where that is not its text."""
     knee = entry.knee[0] if entry.knee else entry.highest
-    return (*[None] * 4, knee, entry.ceiling, None, entry.req_per_s, entry.usd_per_1000_tasks, *[None] * 3)
+    price, answered = entry.usd_per_1000_tasks, entry.req_per_s
+    return (*[None] * 4, knee, entry.knee_confidence, entry.ceiling, None, answered, price, *[None] * 4)
 
 
 def index_html(found: Sequence[Entry]) -> str:
-    title = "How many coding agents does a card hold?"
-    inner = [
-        tag("header", tag("h1", title), tag("p", "Published runs of bench; each card's name leads to its report.")),
-        tag("main", _filters(found), sortable(HEADS, [_row(entry) for entry in found], [""] * len(HEADS))),
-    ]
-    return document(title, "".join(inner), "page.js")
+    told = (
+        [_filters(found), sortable("Published results", COLUMNS, map(_row, found)), legend(COLUMNS)]
+        if found
+        else [tag("p", "Nothing is published yet: ", tag("code", "bench publish RUN"), " does it.")]
+    )
+    lead = "Published runs of bench, a line for each precision; the name of a card leads to the whole report."
+    return document(TITLE, tag("header", tag("h1", TITLE), tag("p", lead)), tag("main", *told))
 
 
 def _filters(found: Sequence[Entry]) -> str:
-    made = [tag("label", "Any word ", tag("input", type="search", data_filter=""))]
+    made = [tag("label", "Any words ", tag("input", type="search", data_filter=""))]
     for name, column in FILTERS.items():
         choices = sorted({_texts(entry)[column] for entry in found})
         options = [tag("option", "all", value=""), *(tag("option", clean(one), value=one) for one in choices)]
         made.append(tag("label", f"{name} ", tag("select", *options, data_filter=column)))
-    return tag("div", *made, class_="filters", role="search")
+    shown = tag("output", "", id="count")
+    return tag("div", *made, shown, class_="filters live", role="search")
 
 
 def _row(entry: Entry) -> str:
-    first, *rest = zip(_texts(entry), _values(entry), strict=True)
-    link = tag("a", clean(first[0]), href=_link(entry, "report.html"))
-    return tag("tr", tag("th", link, scope="row"), *(cell(text, value) for text, value in rest))
+    (_, card, _), *rest = zip(COLUMNS, _texts(entry), _values(entry), strict=True)
+    link = tag("a", clean(card), href=_link(entry, "report.html"))
+    cells = [worded(text, value) if column.unit is None else cell(text, value) for column, text, value in rest]
+    return tag("tr", tag("th", link, scope="row", class_="text"), *cells)
 
 
 def _link(entry: Entry, file: str) -> str:
-    return quote(str(PurePath(entry.place, file)))
+    return quote(PurePath(entry.place, file).as_posix())
 
 
 def index_markdown(found: Sequence[Entry]) -> str:
@@ -123,11 +161,16 @@ def index_markdown(found: Sequence[Entry]) -> str:
         "Published runs, put here by `bench publish RUN`, which makes this page and `index.html` anew (which sorts and",
         "filters). What a sweep writes lies in `runs/`, which is not tracked. A task is a whole session.",
         "",
-        f"| {' | '.join(HEADS)} |",
-        f"|{'|'.join(['---'] * len(HEADS))}|",
+        f"| {' | '.join(column.title for column in COLUMNS)} |",
+        f"|{'|'.join('---' if column.unit is None else '---:' for column in COLUMNS)}|",
     ]
     for entry in found:
-        card, *rest = (text.replace("|", "\\|") for text in _texts(entry))
+        card, *rest = map(_inert, _texts(entry))
         link = f"[{card}]({_link(entry, 'table.md')})"
         lines.append(f"| {' | '.join([link, *rest])} |")
     return "\n".join([*lines, ""])
+
+
+def _inert(text: str) -> str:
+    """Nothing in a name is Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]|<>~#])", r"\\\1", text)

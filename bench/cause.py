@@ -41,8 +41,8 @@ class Cause:
     sentence: str
 
 
-def cause(rows: Sequence[LevelRow], healthy: int, broken: int, server: Server) -> Cause | None:
-    """None where the server did not tell enough."""
+def cause(rows: Sequence[LevelRow], healthy: int, broken: int, server: Server, evicts: bool) -> Cause | None:
+    """None where the server did not tell enough. `evicts`: a knee was seen in lost tokens, whatever it costs yet."""
     by_level = {row.concurrency: row for row in rows}
     before, here = by_level[healthy], by_level[broken]
     added = {name: _wait(here, name) - _wait(before, name) for name in COMPONENTS}
@@ -53,6 +53,10 @@ def cause(rows: Sequence[LevelRow], healthy: int, broken: int, server: Server) -
     total = sum(added.values())
     binding = max(shares, key=lambda name: shares[name])
     start = sum(_wait(before, name) for name in COMPONENTS)
+    if total < LITTLE * start and evicts:
+        reason, spent = _reason("lost", here, server)
+        text = f"{reason}; {_wait(here, 'lost') / (start + total) * 100:.0f} % of all waiting at {broken} {spent}"
+        return Cause("lost", shares, total, healthy, broken, f"{text}: the tail pays, the mean hardly yet")
     if total < LITTLE * start:
         text = (
             f"nothing broke: mean TTFT is {seconds(start + total)} at {broken} sessions, {seconds(start)} at {healthy}"

@@ -1,9 +1,8 @@
 """A run's folder becomes all that the run says: rows, verdict, checks; from its records alone, today and in a year."""
 
-import shlex
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 from bench import audit, cause, knee, stats
@@ -91,9 +90,9 @@ def _server(run: dict[str, Any], facts: dict[str, Any]) -> Server:
 
 
 def _max_seqs(command: str | None) -> int | None:
-    words = shlex.split((command or "").replace("--max-num-seqs=", "--max-num-seqs "))
-    values = [after for word, after in pairwise(words) if word == "--max-num-seqs"]
-    return int(values[-1]) if values and values[-1].isdigit() else None
+    """Of the last that was given, which is the one that holds."""
+    values = re.findall(r"--max-num-seqs[ =](\d+)", command or "")
+    return int(values[-1]) if values else None
 
 
 def _verdict(rows: Sequence[LevelRow], records: Sequence[TurnRecord], slo: Slo, server: Server) -> dict[str, Any]:
@@ -107,9 +106,11 @@ def _verdict(rows: Sequence[LevelRow], records: Sequence[TurnRecord], slo: Slo, 
     }
     found, top = knee.knee(realistic), knee.ceiling(realistic, slo)
     bracket = [found.lo, found.hi] if found else None
-    reason = cause.cause(realistic, *_compared(realistic, found, top), server) if realistic else None
+    evicts = found is not None and found.seen_in == knee.SEEN_IN[True]
+    reason = cause.cause(realistic, *_compared(realistic, found, top), server, evicts) if realistic else None
     worst = _case(rows, "worst")
-    saturated = cause.cause(worst, worst[0].concurrency, worst[-1].concurrency, server) if len(worst) > 1 else None
+    ends = (worst[0].concurrency, worst[-1].concurrency) if len(worst) > 1 else None
+    saturated = cause.cause(worst, *ends, server, False) if ends else None
     return {
         "knee": bracket,
         "seen_in": found.seen_in if found else None,

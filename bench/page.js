@@ -1,96 +1,165 @@
 "use strict";
 const all = (what, where = document) => [...where.querySelectorAll(what)];
+const label = (element) => element.textContent.trim();
 
-// Values on hover and on keyboard focus.
+// Values of a mark, on hover, tap and keyboard focus.
 const tip = document.getElementById("tip");
-function show(mark) {
-  const box = mark.getBoundingClientRect();
+function show(mark, x, y) {
   tip.textContent = mark.dataset.tip;
   tip.hidden = false;
-  const left = Math.min(box.right + 8, innerWidth - tip.offsetWidth - 8);
-  tip.style.left = Math.max(8, left) + "px";
-  tip.style.top = Math.max(8, box.top - tip.offsetHeight - 4) + "px";
+  tip.style.left = Math.max(8, Math.min(x + 12, innerWidth - tip.offsetWidth - 8)) + "px";
+  tip.style.top = (y - tip.offsetHeight - 10 < 8 ? y + 18 : y - tip.offsetHeight - 10) + "px";
 }
-for (const mark of all("[data-tip]")) {
-  all("title", mark).forEach((title) => title.remove());  // the browser's own would come on top of ours
-  mark.setAttribute("aria-label", mark.dataset.tip);
-  for (const kind of ["pointerenter", "focus"]) mark.addEventListener(kind, () => show(mark));
-  for (const kind of ["pointerleave", "blur"]) mark.addEventListener(kind, () => { tip.hidden = true; });
-}
-document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
-
-// Levels picked out of every picture and table.
-const chips = all("[data-pick]");
-function pick(chip) {
-  const every = chips[0];
-  if (chip === every) chips.forEach((one) => one.setAttribute("aria-pressed", String(one === every)));
-  else {
-    chip.setAttribute("aria-pressed", String(chip.getAttribute("aria-pressed") !== "true"));
-    every.setAttribute("aria-pressed", String(!chips.some((one) => one !== every && one.getAttribute("aria-pressed") === "true")));
-  }
-  const chosen = new Set(chips.filter((one) => one !== every && one.getAttribute("aria-pressed") === "true").map((one) => one.dataset.pick));
-  document.body.classList.toggle("picked", chosen.size > 0);
-  for (const mark of all("[data-level]")) mark.classList.toggle("chosen", chosen.has(mark.dataset.level));
-}
-chips.forEach((chip, at) => {
-  chip.addEventListener("click", () => pick(chip));
-  chip.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (step) chips[(at + step + chips.length) % chips.length].focus();
-  });
+function hide() { tip.hidden = true; }
+for (const kind of ["pointerover", "pointermove"]) document.addEventListener(kind, (event) => {
+  const mark = event.target.closest?.("[data-tip]");
+  if (mark) show(mark, event.clientX, event.clientY); else if (kind === "pointerover") hide();
 });
+function focused() {  // a mark that has the focus keeps its tip while it is scrolled into sight
+  const mark = document.activeElement;
+  if (!mark.dataset.tip) return hide();
+  const box = mark.getBoundingClientRect();
+  show(mark, (box.left + box.right) / 2, box.top);
+}
+document.addEventListener("focusin", focused);
+document.addEventListener("focusout", hide);
+document.addEventListener("scroll", () => { if (!tip.hidden) focused(); }, true);
+document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
 
-// Tables: sorted by a header, copied by a button.
-const value = (row, at) => row.cells[at].dataset.value ?? row.cells[at].textContent;
-function compare(a, b) {
-  const [x, y] = [Number(a), Number(b)];
+// One stop of the tab key for a group; the arrows move within it.
+function roam(group, members, step) {
+  const enter = (one) => { members.forEach((other) => other.setAttribute("tabindex", other === one ? 0 : -1)); };
+  if (members.length) enter(members[0]);
+  group.addEventListener("focusin", (event) => { const one = members.find((member) => member === event.target); if (one) enter(one); });
+  group.addEventListener("keydown", (event) => {
+    const to = step(members, members.indexOf(document.activeElement), event.key);
+    if (!to || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    to.focus();
+  });
+}
+const around = (list, at, by) => list[(at + by + list.length) % list.length];
+const ends = (list, key) => ({ Home: list[0], End: list.at(-1) })[key];
+function along(list, at, key) {
+  return ends(list, key) ?? ({ ArrowRight: around(list, at, 1), ArrowLeft: around(list, at, -1) })[key];
+}
+function across(list, at, key) {  // up and down: to the next mark of the same level
+  const by = { ArrowDown: 1, ArrowUp: -1 }[key];
+  if (at < 0 || !by) return at < 0 ? undefined : along(list, at, key);
+  const same = list.filter((one) => one.dataset.level === list[at].dataset.level);
+  return around(same, same.indexOf(list[at]), by);
+}
+for (const figure of all("svg.fig")) {
+  const marks = all("[data-tip]", figure);
+  if (!marks.length) continue;
+  figure.setAttribute("role", "group");  // a picture as a whole, until its marks can be reached
+  for (const mark of marks) {
+    all("title", mark).forEach((title) => title.remove());  // the browser's own tip would come on top of ours
+    mark.setAttribute("role", "img");
+    mark.setAttribute("aria-label", mark.dataset.tip);
+  }
+  roam(figure, marks, across);
+}
+
+// Levels and variants picked out of every picture and table.
+const bars = all("[data-of]");
+const pressed = (chip) => chip.getAttribute("aria-pressed") === "true";
+function chosen(bar) {
+  return new Set(all("[data-pick]", bar).filter((chip) => pressed(chip) && chip.dataset.pick !== "").map((chip) => chip.dataset.pick));
+}
+function apply() {
+  const wanted = bars.map((bar) => [bar.dataset.of, chosen(bar)]).filter(([, picks]) => picks.size);
+  for (const one of all("[data-level], [data-variant]")) {
+    one.classList.toggle("off", wanted.some(([of, picks]) => one.dataset[of] !== undefined && !picks.has(one.dataset[of])));
+  }
+}
+function press(chip, bar) {
+  const [every, ...chips] = all("[data-pick]", bar);
+  const set = (one, on) => one.setAttribute("aria-pressed", String(on));
+  if (chip === every) chips.forEach((one) => set(one, false)); else set(chip, !pressed(chip));
+  set(every, !chips.some(pressed));
+  apply();
+}
+for (const bar of bars) {
+  const chips = all("[data-pick]", bar);
+  chips.forEach((chip) => chip.addEventListener("click", () => press(chip, bar)));
+  roam(bar, chips, along);
+}
+
+// Tables: sorted by a header; what was not measured stays at the end.
+const key = (cell) => cell.dataset.value ?? (cell.classList.contains("text") ? label(cell) : "");
+function compare(a, b, sign) {
   if (a === "" || b === "") return (a === "") - (b === "");
-  return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y;
+  const [x, y] = [Number(a), Number(b)];
+  return sign * (Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b, "en", { numeric: true }) : x < y ? -1 : Number(x > y));
 }
-for (const table of all("table")) {
-  all("thead th", table).forEach((head, at) => head.querySelector("button")?.addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") === "ascending";
-    all("thead th", table).forEach((one) => one.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const body = table.tBodies[0];
-    body.append(...[...body.rows].sort((a, b) => (down ? -1 : 1) * compare(value(a, at), value(b, at))));
-  }));
+for (const head of all("thead th:has(button)")) {
+  head.firstElementChild.addEventListener("click", () => {
+    const sign = head.ariaSort === "ascending" ? -1 : 1;
+    [...head.parentNode.cells].forEach((one) => one.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+    const body = head.closest("table").tBodies[0];
+    body.append(...[...body.rows].sort((a, b) => compare(key(a.cells[head.cellIndex]), key(b.cells[head.cellIndex]), sign)));
+  });
 }
-const cells = (table) => [...table.rows].filter((row) => !row.hidden).map((row) => [...row.cells].map((cell) => cell.textContent.trim()));
+
+// Copied as it is seen, or with exact numbers; a spreadsheet takes no formula from a name.
+const seen = (table) => [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => [...row.cells]);
+function exact(cell, head) {
+  if (head.dataset.unit === undefined) return label(cell).replace(/^[=+@-]/, "'$&");
+  return cell.dataset.value === undefined ? "" : label(cell).replace(/[^≥()]+/, cell.dataset.value);
+}
+const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
 const forms = {
-  markdown: (rows) => [rows[0], rows[0].map(() => "---:"), ...rows.slice(1)].map((row) => `| ${row.map((text) => text.replaceAll("|", "\\|")).join(" | ")} |`).join("\n"),
-  csv: (rows) => rows.map((row) => row.map((text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text)).join(",")).join("\n"),
+  text: (block) => label(block.querySelector("pre")),
+  markdown(block) {
+    const table = block.querySelector("table"), heads = [...table.tHead.rows[0].cells];
+    const cells = (row) => row.map((cell) => label(cell).replaceAll("\\", "\\\\").replaceAll("|", "\\|"));
+    const rule = heads.map((head) => (head.classList.contains("text") ? "---" : "---:"));
+    return [cells(heads), rule, ...seen(table).map(cells)].map((row) => `| ${row.join(" | ")} |\n`).join("");
+  },
+  csv(block) {
+    const table = block.querySelector("table"), heads = [...table.tHead.rows[0].cells];
+    const titles = heads.map((head) => label(head) + (head.dataset.unit ? ` [${head.dataset.unit}]` : ""));
+    const rows = seen(table).map((row) => row.map((cell, at) => exact(cell, heads[at])));
+    return [titles, ...rows].map((row) => row.map(quoted).join(",") + "\n").join("");
+  },
 };
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
+    return true;
   } catch {  // a file on disk is no secure context everywhere
     const area = document.body.appendChild(document.createElement("textarea"));
     area.value = text;
     area.select();
-    document.execCommand("copy");
+    const done = document.execCommand("copy");
     area.remove();
+    return done;
   }
 }
+const said = document.getElementById("said");
 for (const button of all("[data-copy]")) {
+  const name = label(button);
   button.addEventListener("click", async () => {
-    const said = button.textContent;
-    await copy(forms[button.dataset.copy](cells(button.closest(".table").querySelector("table"))) + "\n");
-    button.textContent = "Copied";
+    const done = await copy(forms[button.dataset.copy](button.closest(".copied")));
+    button.textContent = said.textContent = done ? "Copied" : "Not copied";
     button.focus();
-    setTimeout(() => { button.textContent = said; }, 1500);
+    setTimeout(() => { button.textContent = name; said.textContent = ""; }, 1500);
   });
 }
 
 // The index of published results: rows that hold the words and the choices.
 const filters = all("[data-filter]");
-function filter() {
-  for (const row of all("tbody tr")) {
-    row.hidden = !filters.every((one) => {
-      const wanted = one.value.toLowerCase();
-      const held = one.dataset.filter === "" ? row.textContent : row.cells[Number(one.dataset.filter)].textContent;
-      return one.dataset.filter === "" ? held.toLowerCase().includes(wanted) : !wanted || held.toLowerCase() === wanted;
-    });
-  }
+function passes(row, filter) {
+  const wanted = filter.value.toLowerCase(), column = filter.dataset.filter;
+  const held = (column === "" ? [...row.cells].map(label).join(" ") : label(row.cells[column])).toLowerCase();
+  return column === "" ? wanted.split(/\s+/).every((word) => held.includes(word)) : wanted === "" || held === wanted;
 }
-filters.forEach((one) => one.addEventListener("input", filter));
+function filter() {
+  const rows = all("tbody tr");
+  for (const row of rows) row.hidden = !filters.every((one) => passes(row, one));
+  document.getElementById("count").textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length}`;
+}
+for (const one of filters) for (const kind of ["input", "change"]) one.addEventListener(kind, filter);
+if (filters.length) filter();  // a browser keeps what was chosen before a reload

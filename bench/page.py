@@ -1,192 +1,319 @@
 """A run as one HTML file: the verdict first, then curve, table, cause and conditions; nothing is fetched."""
 
-import base64
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
-from pathlib import Path
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench import table, words
+from bench import table, tables, words
+from bench.hypertext import Column, cell, command, document, legend, sortable
+from bench.sample import floor
 from bench.stats import METRICS, PERCENTILES, LevelRow, more_sessions, seconds, share, show
 from bench.svg import clean, tag
 
-HERE = Path(__file__).parent
-LUCK = tuple(f"{cohort}_{name}_s" for cohort in ("lucky", "unlucky") for name in PERCENTILES)
+# What a verdict of an older version did not say.
+UNSAID = ("knee", "knee_confidence", "ceiling", "ceiling_confidence", "highest", "cause", "binding", "shares",
+          "compared", "worst_case", "prediction", "luck", "cache_worth")  # fmt: skip
+LEVEL = Column("C", "sessions at once", "")
 OUTCOMES = {"ok": "answered", "failed": "failed", "truncated": "truncated", "timeout": "given up", "cut": "cut by us",
             "never_sent": "never sent"}  # fmt: skip
+SIGNS = {True: ("✓", "passed"), False: ("✗", "failed"), None: ("?", "not known")}
+
+Run = dict[str, Any]
 
 
-def page(run: Mapping[str, Any], rows: Sequence[LevelRow], figures: Mapping[str, str]) -> str:
-    said = words.sentences(dict(run))
-    body = [
-        tag("header", tag("p", clean(words.title(dict(run))), class_="over"), _headline(said), _stamp(run)),
-        tag(
-            "main",
-            _section("verdict", "In short", tag("ul", *(tag("li", clean(text)) for text in said[1:]))),
-            _section("curve", "The curve", _chips(rows), *_pictures(figures, "curve")),
-            _section("table", "The table", *_tables(rows)),
-            _section("cause", "Why", *_causes(run), *_pictures(figures, "waits", "luck"), *_luck(rows),
-                     *_pictures(figures, "timeline", "server")),
-            _section("predicted", "Predicted, and worth", *_pictures(figures, "memory", "band", "precisions")),
-            _section("conditions", "Everything needed to repeat it", *_conditions(run)),
-            _section("checks", "Reasons to believe it, or not", *_checks(run)),
-        ),
-        tag("footer", tag("p", "Beside this file lie levels.csv and run.json; bench report makes all of it again "
-                          "from the records alone.")),
-    ]  # fmt: skip
-    return document(words.title(dict(run)), "".join(body), "page.js")
+def page(run: Run, rows: Sequence[LevelRow], figures: Mapping[str, str]) -> str:
+    run = _whole(run)
+    sections = {
+        "verdict": ("In short", _short(run)),
+        "curve": ("The curve", "".join(_pictures(run, figures, "curve"))),
+        "table": ("The table", "".join(_tables(run, rows))),
+        "cause": ("Why", "".join([*_causes(run), *_pictures(run, figures, "waits", "luck"), *_luck(run, rows),
+                                  *_pictures(run, figures, "timeline", "server")])),
+        "predicted": ("Predicted and observed", "".join([*_predictions(run),
+                                                         *_pictures(run, figures, "memory", "precisions")])),
+        "worth": ("What the cache is worth", "".join(_pictures(run, figures, "band"))),
+        "conditions": ("To repeat it", "".join(_conditions(run))),
+        "checks": ("Checks", "".join(_checks(run))),
+    }  # fmt: skip
+    kept = {name: said for name, said in sections.items() if said[1]}
+    parts = [_section(name, title, inner) for name, (title, inner) in kept.items()]
+    links = [tag("a", title, href=f"#{name}") for name, (title, _) in kept.items()]
+    return document(
+        words.title(run),
+        tag("header", tag("p", clean(words.title(run)), class_="over"), tag("h1", clean(_headline(run))), *_stamp(run),
+            tag("nav", *links, aria_label="Sections")),
+        tag("main", parts[0], _picks(run, rows), *parts[1:]) if parts else tag("main", ""),
+        _footer(run),
+    )  # fmt: skip
 
 
-def document(title: str, body: str, script: str) -> str:
-    """Nothing is fetched and no other script runs: the policy names ours by its hash."""
-    code = (HERE / script).read_text()
-    allowed = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{allowed}'"
-    head = [
-        '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="color-scheme" content="light dark">',
-        tag("title", clean(title)),
-        f"<style>{(HERE / 'page.css').read_text()}</style>",
-    ]
-    tip = '<div id="tip" role="status" hidden></div>'
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n{"".join(head)}\n</head>\n'
-        f"<body>\n{body}\n{tip}\n<script>{code}</script>\n</body>\n</html>\n"
-    )
+def _whole(run: Run) -> Run:
+    verdict = run["verdict"]
+    variants = {name: dict.fromkeys(UNSAID) | one for name, one in verdict["variants"].items()}
+    return {**run, "verdict": {"warnings": [], "checks": [], "departures": [], **verdict, "variants": variants}}
 
 
-def _section(name: str, title: str, *inner: str) -> str:
-    return tag("section", tag("h2", title, id=name), *inner, aria_labelledby=name) if any(inner) else ""
+def _section(name: str, title: str, inner: str) -> str:
+    return tag("section", tag("h2", title, id=name), inner, aria_labelledby=name)
 
 
-def _headline(said: Sequence[str]) -> str:
-    return tag("h1", clean(said[0]) if said else "Nothing was measured")
+# --- the verdict ---
 
 
-def _stamp(run: Mapping[str, Any]) -> str:
-    valid = run["verdict"]["valid"]
-    return tag("p", clean(words.stamp(dict(run))), class_="stamp valid" if valid else "stamp invalid")
+def _headline(run: Run) -> str:
+    """The first sentence; of several variants the knees side by side."""
+    said = words.sentences(run)
+    verdicts = run["verdict"]["variants"]
+    if len(verdicts) < 2:
+        return said[0] if said else "Nothing was measured."
+    return words.plain(f"Knees: {', '.join(f'{name} {_bracket(one)}' for name, one in verdicts.items())} sessions.")
 
 
-def _pictures(figures: Mapping[str, str], *names: str) -> Iterator[str]:
-    """A picture of each variant, in the order asked for."""
+def _bracket(verdict: Mapping[str, Any]) -> str:
+    found = verdict["knee"]
+    return f"{found[0]} to {found[1]}" if found else f"none up to {verdict['highest']}"
+
+
+def _stamp(run: Run) -> Iterator[str]:
+    bare = {**run, "verdict": {**run["verdict"], "departures": []}}
+    word, _, reasons = words.stamp(bare).partition(": ")
+    word = word.rstrip(".")
+    yield tag("p", tag("strong", word), clean(f" {reasons.rstrip('.')}"), class_=f"stamp {word.lower()}")
+    if departs := run["verdict"]["departures"]:
+        yield tag("p", clean(f"Departs from the published recipe: {'; '.join(departs)}."), class_="departs")
+
+
+def _short(run: Run) -> str:
+    """Of several variants each under its name."""
+    said, names = words.sentences(run), [words.plain(name) for name in run["verdict"]["variants"]]
+    if len(names) < 2:
+        return _list(said[1:])
+    parts = []
     for name in names:
-        for file, picture in figures.items():
-            if file == f"{name}.svg" or file.startswith(f"{name}-"):
-                yield f"<figure>{picture}</figure>"
+        own = [text for text in said if text.startswith(f"{name}: ")]
+        said = [text for text in said if text not in own]
+        told = _list([text.removeprefix(f"{name}: ") for text in own])
+        parts.append(tag("div", tag("h3", clean(name)), told, data_variant=name))
+    return "".join([*parts, _list(said)])
 
 
-def _chips(rows: Sequence[LevelRow]) -> str:
-    """Buttons that pick levels out of all pictures and tables."""
+def _list(said: Sequence[str]) -> str:
+    return tag("ul", *map(_sentence, said), class_="short") if said else ""
+
+
+def _sentence(text: str) -> str:
+    """What it is about stands out."""
+    match = re.match(r"(?:Knee|Cause|Unlucky|Predicted|Ceiling|The cache|Worst case):", text)
+    about = match[0] if match else ""
+    return tag("li", tag("strong", about), clean(text.removeprefix(about)))
+
+
+# --- what is shown of it: levels and variants are picked out of everything below ---
+
+
+def _picks(run: Run, rows: Sequence[LevelRow]) -> str:
     levels = sorted({row.concurrency for row in rows})
-    chips = [tag("button", str(level), type="button", data_pick=level, aria_pressed="false") for level in levels]
+    bars = [_chips("Sessions at once", "level", levels)] if levels else []
+    if len(run["variants"]) > 1:
+        bars.append(_chips("Precision", "variant", list(run["variants"])))
+    return tag("div", *bars, class_="picks live") if bars else ""
+
+
+def _chips(name: str, what: str, choices: Sequence[object]) -> str:
     every = tag("button", "all", type="button", data_pick="", aria_pressed="true")
-    return tag("div", tag("span", "Sessions at once: "), every, *chips, class_="chips", role="group",
-               aria_label="Pick levels out")  # fmt: skip
+    chips = [tag("button", clean(one), type="button", data_pick=one, aria_pressed="false") for one in choices]
+    inner = [tag("span", name, id=f"pick-{what}"), every, *chips]
+    return tag("div", *inner, class_="chips", role="toolbar", aria_labelledby=f"pick-{what}", data_of=what)
 
 
-def _tables(rows: Sequence[LevelRow]) -> Iterator[str]:
+def _pictures(run: Run, figures: Mapping[str, str], *names: str) -> Iterator[str]:
+    """In the order asked for, one of each variant where there are several."""
+    for name in names:
+        if f"{name}.svg" in figures:
+            yield tag("figure", figures[f"{name}.svg"])
+        for variant in run["variants"]:
+            if picture := figures.get(f"{name}-{tables.slug(variant)}.svg"):
+                yield tag("figure", picture, data_variant=variant)
+
+
+# --- the table ---
+
+
+def _tables(run: Run, rows: Sequence[LevelRow]) -> Iterator[str]:
+    columns = [LEVEL, *(Column(METRICS[n].title, METRICS[n].meaning, METRICS[n].unit) for n in table.ALL_COLUMNS)]
     for title, group in table.groups(rows):
-        yield tag("h3", clean(title))
-        yield sortable(("C", *(METRICS[name].title for name in table.ALL_COLUMNS)), map(_row, group), _meanings())
+        knee = run["verdict"]["variants"].get(group[0].variant, {}).get("knee")
+        over = knee[1] if knee and group[0].case == "realistic" else None
+        inner = tag("h3", clean(title)) + sortable(title, columns, [_row(row, over) for row in group])
+        yield tag("div", inner, data_variant=group[0].variant)
     if below := words.limits(rows):
         yield tag("p", clean(below), class_="note")
-    told = (f"{metric.title}: {metric.meaning}" for name in table.ALL_COLUMNS if (metric := METRICS[name]).meaning)
-    yield tag("details", tag("summary", "What the columns say"), tag("ul", *(tag("li", clean(one)) for one in told)))
+    if rows:
+        yield legend(columns)
 
 
-def _meanings() -> list[str]:
-    return ["sessions at once", *(METRICS[name].meaning for name in table.ALL_COLUMNS)]
+def _row(row: LevelRow, over: int | None) -> str:
+    return _level(row, [_measured(row, name) for name in table.ALL_COLUMNS], over)
 
 
-def _row(row: LevelRow) -> str:
-    cells = [cell(str(row.concurrency), row.concurrency, head=True)]
-    for name in table.ALL_COLUMNS:
-        lacks = more_sessions(row, name)
-        cells.append(cell(show(row, name), getattr(row, name), table.cell(row, name) if lacks else None))
-    return tag("tr", *cells, data_level=row.concurrency)
+def _level(row: LevelRow, cells: Sequence[str], over: int | None = None) -> str:
+    past = over is not None and row.concurrency >= over
+    first = tag(
+        "th", str(row.concurrency), scope="row", data_value=row.concurrency, title="past the knee" if past else None
+    )
+    return tag("tr", first, *cells, data_level=row.concurrency, class_="past" if past else None)
 
 
-def cell(text: str, value: object, title: str | None = None, head: bool = False) -> str:
-    """`value` is what a column is sorted by."""
-    exact = None if value is None else str(value).replace("inf", "Infinity")
-    return tag("th" if head else "td", clean(text), data_value=exact, title=title, scope="row" if head else None)
+def _measured(row: LevelRow, name: str) -> str:
+    """A limit is sorted and copied as the limit that it is, and says what it lacks."""
+    lacks = more_sessions(row, name)
+    value = getattr(row, f"{name.removesuffix('_s')}_lo_s") if lacks else getattr(row, name)
+    return cell(show(row, name), value, table.cell(row, name) if lacks else None)
 
 
-def sortable(heads: Sequence[str], rows: Iterable[str], meanings: Sequence[str]) -> str:
-    """Sortable by its headers, copied as Markdown or CSV by its buttons."""
-    buttons = [
-        tag("th", tag("button", clean(head), type="button", title=meaning or None), scope="col")
-        for head, meaning in zip(heads, meanings, strict=True)
-    ]
-    copy = [tag("button", f"Copy as {form}", type="button", data_copy=form.lower()) for form in ("Markdown", "CSV")]
-    inner = tag("table", tag("thead", tag("tr", *buttons)), tag("tbody", *rows))
-    scroll = tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label="Table, scrolls sideways")
-    return tag("div", scroll, tag("p", *copy, class_="copy"), class_="table")
+# --- the cause ---
 
 
-def _causes(run: Mapping[str, Any]) -> Iterator[str]:
+def _causes(run: Run) -> Iterator[str]:
     for name, verdict in run["verdict"]["variants"].items():
-        shares = verdict.get("shares")
-        if verdict.get("cause"):
-            yield tag("p", clean(f"{name}: {verdict['cause']}."))
-        if shares and verdict.get("binding"):
-            parts = sorted(((part, of) for part, of in shares.items() if of > 0.005), key=lambda one: -one[1])
-            told = ", ".join(f"{METRICS[f'wait_{part}_s'].title} {of * 100:.0f} %" for part, of in parts)
-            lo, hi = verdict["compared"]
-            yield tag("p", clean(f"The wait added between {lo} and {hi} sessions went to: {told}."))
+        parts = [tag("p", clean(f"{verdict['cause']}."))] if verdict["cause"] else []
+        if verdict["shares"] and verdict["binding"]:
+            parts.append(_shares(verdict))
+        if parts:
+            yield tag("div", _of(run, name), *parts, data_variant=name)
 
 
-def _luck(rows: Sequence[LevelRow]) -> Iterator[str]:
-    for variant in dict.fromkeys(row.variant for row in rows):
+def _of(run: Run, variant: str) -> str:
+    """A heading where there are several."""
+    return tag("h3", clean(variant)) if len(run["variants"]) > 1 else ""
+
+
+def _shares(verdict: Mapping[str, Any]) -> str:
+    lo, hi = verdict["compared"]
+    ordered = sorted(verdict["shares"].items(), key=lambda one: -one[1])
+    lines = [_share(METRICS[f"wait_{part}_s"].title, METRICS[f"wait_{part}_s"].meaning, of) for part, of in ordered]
+    caption = tag("caption", f"Where the wait went that was added between {lo} and {hi} sessions")
+    heads = [tag("th", head, scope="col") for head in ("spent on", "share", "", "which is the wait")]
+    return tag("table", caption, tag("thead", tag("tr", *heads)), tag("tbody", *lines), class_="shares")
+
+
+def _share(title: str, meaning: str, of: float) -> str:
+    bar = tag("i", "", style=f"width:{of * 6:.2f}rem")
+    return tag("tr", tag("th", title, scope="row"), tag("td", f"{of * 100:.0f} %"), tag("td", bar), tag("td", meaning))
+
+
+def _luck(run: Run, rows: Sequence[LevelRow]) -> Iterator[str]:
+    for variant in run["variants"]:
         own = [row for row in rows if row.variant == variant and row.case == "realistic" and row.unlucky is not None]
         if own:
-            yield tag("h3", clean(f"{variant}: those who kept their history, and those who lost it"))
-            heads = ["C", "unlucky", *(f"{name.split('_')[0]} {name.split('_')[1]}" for name in LUCK), "first at turn"]
-            yield sortable(heads, [_luck_row(row) for row in own], [""] * len(heads))
+            several = f"{variant}: " if len(run["variants"]) > 1 else ""
+            title = f"{several}TTFT of those who kept their history, and of those who lost it"
+            inner = [tag("h3", clean(title)), sortable(title, list(_luck_columns()), [_luck_row(row) for row in own])]
+            yield tag("div", *inner, tag("p", _few(), class_="note"), data_variant=variant)
+
+
+def _luck_columns() -> Iterator[Column]:
+    yield LEVEL
+    yield Column("unlucky", "share of the requests that lost over 1,000 tokens of their history", "")
+    for cohort in ("lucky", "unlucky"):
+        for name in PERCENTILES:
+            yield Column(f"{cohort} {name}", f"{name} of their TTFT", "s")
+    yield Column("first at turn", "the first turn at which a request was unlucky", "")
 
 
 def _luck_row(row: LevelRow) -> str:
-    part = (row.unlucky or 0) / row.requests
-    values = [getattr(row, name) for name in LUCK]
-    cells = [cell("-" if value is None else seconds(value), value) for value in values]
+    unlucky = row.unlucky or 0
+    part = unlucky / row.requests
+    sizes = {"lucky": row.requests - unlucky, "unlucky": unlucky}
+    cells = [_cohort(row, cohort, size, name) for cohort, size in sizes.items() for name in PERCENTILES]
     first = row.first_unlucky_turn
-    return tag(
-        "tr",
-        cell(str(row.concurrency), row.concurrency, head=True),
-        cell(share(part), part),
-        *cells,
-        cell("-" if first is None else str(first), first),
-        data_level=row.concurrency,
-    )
+    return _level(row, [cell(share(part), part), *cells, cell("-" if first is None else str(first), first)])
 
 
-def _conditions(run: Mapping[str, Any]) -> Iterator[str]:
-    yield tag("ul", *(tag("li", _code(text)) for text in words.conditions(dict(run))), class_="conditions")
+def _cohort(row: LevelRow, cohort: str, size: int, name: str) -> str:
+    """In brackets where the cohort is too small for that percentile, however independent its requests."""
+    value = getattr(row, f"{cohort}_{name}_s")
+    least = floor(PERCENTILES[name])
+    if value is None or size >= least:
+        return cell("-" if value is None else seconds(value), value)
+    return cell(f"({seconds(value)})", value, f"seen; {size} requests are too few for a {name}, which needs {least}")
 
 
-def _code(text: str) -> str:
-    """What stands between backticks is a command."""
-    plain, *rest = text.split("`", 2)
-    return clean(plain) + (tag("code", clean(rest[0])) + clean("".join(rest[1:])) if rest else "")
+def _few() -> str:
+    told = ", ".join(f"{name} {floor(part)}" for name, part in PERCENTILES.items())
+    return f"In brackets: what was seen, of fewer requests than that percentile needs ({told})."
 
 
-def _checks(run: Mapping[str, Any]) -> Iterator[str]:
-    verdict = run["verdict"]
-    mark = {True: ("✓", "passed"), False: ("✗", "failed"), None: ("?", "not known")}
-    items = []
-    for check in verdict.get("checks", []):
-        sign, spoken = mark[check["passed"]]
-        detail = f": {check['detail']}" if check["detail"] else ""
-        items.append(tag("li", tag("span", sign, aria_label=spoken), " ", clean(check["name"] + detail), class_=spoken))
-    yield tag("ul", *items, class_="checks") if items else ""
-    if ledger := verdict.get("ledger"):
+# --- what had been predicted ---
+
+
+def _predictions(run: Run) -> Iterator[str]:
+    for name, verdict in run["verdict"]["variants"].items():
+        if said := verdict["prediction"]:
+            lines = {
+                "Predicted": f"{said['predicted']:.1f} sessions fit",
+                "Observed": f"knee {_bracket(verdict)}",
+                "Error": _error(said["error"]),
+                "Explained by": said["explanation"],
+            }
+            told = [tag("dt", head) + tag("dd", clean(text)) for head, text in lines.items()]
+            yield tag("div", _of(run, name), tag("dl", *told), data_variant=name)
+
+
+def _error(sessions: float | None) -> str:
+    if sessions is None:
+        return "-"
+    side = "above" if sessions > 0 else "below"
+    return f"{abs(sessions):.1f} sessions {side} the bracket" if sessions else "none: inside the bracket"
+
+
+# --- conditions, checks ---
+
+
+def _conditions(run: Run) -> Iterator[str]:
+    yield tag("ul", *map(_condition, words.conditions(run)), class_="conditions")
+    if ledger := run["verdict"].get("ledger"):
         told = ", ".join(f"{ledger[name]:,} {word}" for name, word in OUTCOMES.items() if ledger.get(name))
-        yield tag("p", clean(f"Of {ledger['planned']:,} planned requests: {told}."))
-    advice = [
-        tag("li", clean(f"{one['what']}: {one['why']}. Try: {one['try_next']}.")) for one in verdict.get("warnings", [])
-    ]
-    yield tag("h3", "Warnings") + tag("ul", *advice) if advice else ""
+        yield tag("p", clean(f"Of {ledger['planned']:,} planned requests: {told or 'none sent'}."))
+
+
+def _condition(text: str) -> str:
+    """What stands between backticks is a command."""
+    before, _, rest = text.partition("`")
+    inside, tick, after = rest.rpartition("`")
+    if not tick:
+        return tag("li", clean(text))
+    name = before.strip(" :") or "command"
+    return tag("li", clean(before), command(inside, name), clean(after.removeprefix(", ")))
+
+
+def _checks(run: Run) -> Iterator[str]:
+    verdict = run["verdict"]
+    if verdict["checks"]:
+        yield tag("ul", *map(_check, verdict["checks"]), class_="checks")
+    if verdict["warnings"]:
+        yield tag("h3", "Warnings") + tag("ul", *map(_warning, verdict["warnings"]), class_="warnings")
+
+
+def _check(check: Mapping[str, Any]) -> str:
+    sign, spoken = SIGNS[check["passed"]]
+    if check["passed"] and check["detail"]:
+        sign, spoken = "!", "warned"
+    detail = tag("span", clean(check["detail"]), class_="note") if check["detail"] else ""
+    mark = tag("b", sign, role="img", aria_label=spoken)
+    return tag("li", mark, tag("div", clean(check["name"]), " ", detail), class_=spoken.replace(" ", "-"))
+
+
+def _warning(one: Mapping[str, Any]) -> str:
+    mark = "INVALID: " if one["fatal"] else ""
+    return tag("li", tag("strong", clean(f"{mark}{one['what']}:")), clean(f" {one['why']}. Try: {one['try_next']}."))
+
+
+def _footer(run: Run) -> str:
+    files = [tag("a", name, href=name) for name in ("levels.csv", "run.json")]
+    return tag(
+        "footer",
+        tag("p", "Beside this file: ", ", ".join(files), "; where the run was made, its records requests.jsonl and "
+            "server.jsonl too, of which ", tag("code", "bench report DIR"), " makes all of this again."),
+        tag("p", clean(f"bench {run['machine'].get('bench', '')}")),
+    )  # fmt: skip

@@ -1,6 +1,7 @@
 """The verdict in sentences, and the conditions under which it holds: what every kind of report says."""
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -114,9 +115,8 @@ def limits(rows: Sequence[LevelRow]) -> str | None:
 
 def conditions(run: dict[str, Any]) -> list[str]:
     machine = run["machine"]
-    texts = [
-        f"{run['started']}, bench {machine['bench']}: `{' '.join(run['argv'])}`, seed {run['seed']}, salt {run['salt']}"
-    ]
+    command = shlex.join(run["argv"])
+    texts = [f"{run['started']}, bench {machine['bench']}: `{command}`, seed {run['seed']}, salt {run['salt']}"]
     cards = ", ".join(f"{gpu['name']} (driver {gpu['driver']})" for gpu in machine["gpus"]) or "no GPU"
     texts.append(
         f"{machine['cpu']}, {machine['cores']} cores, {cards}, {machine['system']}, Python {machine['python']}"

@@ -36,7 +36,7 @@ def level(row: Row, c: int, held: int = 0, **waits: float) -> LevelRow:
 def test_the_component_that_took_the_most_is_named_with_its_share(row: Row, binding: str, said: str) -> None:
     other = "client" if binding == "compute" else "compute"
     before = level(row, 12, **{other: 0.2})
-    found = cause.cause([before, level(row, 14, **{other: 0.3, binding: 0.3})], 12, 14, SERVER)
+    found = cause.cause([before, level(row, 14, **{other: 0.3, binding: 0.3})], 12, 14, SERVER, False)
     assert found is not None
     assert found.binding == binding
     assert found.shares[binding] == pytest.approx(0.75)
@@ -44,14 +44,22 @@ def test_the_component_that_took_the_most_is_named_with_its_share(row: Row, bind
 
 
 def test_where_nothing_was_added_nothing_is_blamed(row: Row) -> None:
-    found = cause.cause([level(row, 1, compute=0.20), level(row, 8, compute=0.22)], 1, 8, SERVER)
+    found = cause.cause([level(row, 1, compute=0.20), level(row, 8, compute=0.22)], 1, 8, SERVER, False)
     assert found is not None
     assert found.binding is None
     assert found.sentence == "nothing broke: mean TTFT is 220 ms at 8 sessions, 200 ms at 1"
 
 
+def test_a_cliff_that_costs_little_yet_is_still_one(row: Row) -> None:
+    rows = [level(row, 13, compute=0.35), level(row, 14, compute=0.30, lost=0.06)]
+    found = cause.cause(rows, 13, 14, SERVER, True)
+    assert found is not None
+    assert found.binding == "lost"
+    assert "; 17 % of all waiting at 14 re-reads evicted history: the tail pays, the mean hardly yet" in found.sentence
+
+
 def test_without_the_servers_word_there_is_no_cause(row: Row) -> None:
-    assert cause.cause([row(concurrency=1), row(concurrency=2)], 1, 2, SERVER) is None
+    assert cause.cause([row(concurrency=1), row(concurrency=2)], 1, 2, SERVER, False) is None
 
 
 def explained(rows: list[LevelRow], found: tuple[int, int] | None) -> str:

@@ -5,13 +5,15 @@ from pathlib import Path
 
 BENCH = Path(__file__).parent.parent / "bench"
 FLOORS = {
-    "cli": 7,
-    **dict.fromkeys(("report", "publish"), 6),
+    "cli": 8,
+    "publish": 7,
+    **dict.fromkeys(("report", "side"), 6),
     **dict.fromkeys(("sweep", "progress", "conclusion", "page", "catalogue", "export"), 5),
     **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "plots"), 4),
     **dict.fromkeys(("load", "stats"), 3),
     **dict.fromkeys(("client", "server", "capacity", "waits", "foreign"), 2),
     **dict.fromkeys(("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "wire"), 1),
+    "hypertext": 1,
     **dict.fromkeys(("errors", "tables", "sample", "svg"), 0),
 }
 ALLOWED_SIBLINGS = {("tables", "errors")}  # there is one error
