@@ -16,6 +16,7 @@ from bench import __version__, tables
 from bench.errors import BenchError, Exit
 
 if TYPE_CHECKING:  # --help must not wait for numpy
+    from bench.compare import Side
     from bench.engine import Vllm
     from bench.progress import Terminal
     from bench.recipe import Launch
@@ -202,7 +203,7 @@ def sweep(**given: Any) -> int:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print run.json instead of the table.")
 def report(run: Path, as_json: bool) -> int:
-    """Make table, CSV and verdict of a run again, from its records alone."""
+    """Make report, table, pictures and verdict of a run again, from its records alone."""
     from bench import progress, records
 
     return _close(records.Folder.open(run), as_json, progress.Terminal())
@@ -231,12 +232,21 @@ def compare(before: Path, after: Path, fail_on: str | None, markdown: bool) -> i
     from bench import compare as differ
     from bench import side
 
-    a, b = side.read(before), side.read(after)
-    if fail_on and (bad := [one.name for one in (*a, *b) if not one.valid or one.imported]):
-        raise BenchError(f"--fail-on judges no run that is not valid: {', '.join(bad)}", "leave it out", Exit.INVALID)
+    a, b = side.paired(side.read(before), side.read(after))
+    if fail_on:
+        _judgeable([*a, *b])
     found = differ.compare(a, b)
     click.echo(differ.markdown(found) if markdown else differ.text(found))
     return Exit.THRESHOLD if fail_on and found.headline == "regression" else Exit.FINE
+
+
+def _judgeable(sides: "list[Side]") -> None:
+    """A gate must not open or close on numbers that mean nothing."""
+    if bad := [one.name for one in sides if not one.valid or one.imported]:
+        raise BenchError(f"--fail-on judges no run that is not valid: {', '.join(bad)}", "leave it out", Exit.INVALID)
+    if len(workloads := {one.conditions["workload"] for one in sides}) > 1:
+        told = " and ".join(sorted(workloads))
+        raise BenchError(f"--fail-on judges no runs of different workloads: {told}", "leave it out", Exit.INVALID)
 
 
 @cli.command()

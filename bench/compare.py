@@ -11,6 +11,7 @@ over all levels of the sessions, Holm's correction over the three. Levels get th
 
 import json
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -68,6 +69,7 @@ class Side:
     conditions: Mapping[str, str]  # what has to be equal for numbers to be comparable
     valid: bool
     imported: str | None  # the tool whose result it is, where it is not ours
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,10 +395,11 @@ def _notes(a: Sequence[Side], b: Sequence[Side], shared: int, before: int, after
     for name in dict.fromkeys(key for side in (*a, *b) for key in side.conditions):
         first, second = (dict.fromkeys(side.conditions.get(name, "not told") for side in sides) for sides in (a, b))
         if list(first) != list(second) or len(first) > 1:
-            yield f"not the same {name}: {', '.join(first)} before, {', '.join(second)} after"
+            yield f"NOT THE SAME {name}: {', '.join(first)} before, {', '.join(second)} after"
     for side in (*a, *b):
         if side.imported:
             yield f"{side.name}: imported from {side.imported}, not checked"
+            yield from (f"{side.name}: {note}" for note in side.notes)
         elif not side.valid:
             yield f"{side.name} is not valid"
     if shared < max(before, after):
@@ -413,21 +416,31 @@ def _notes(a: Sequence[Side], b: Sequence[Side], shared: int, before: int, after
 
 
 def text(found: Comparison) -> str:
-    lines = [
-        _headline(found),
-        "",
-        *(_line(one) for one in found.overall),
-        *(f"  {told}" for told in found.brackets),
-        "",
-    ]
-    differing = [one for one in found.levels if one.judged != "no difference found"]
-    if differing:
-        lines += ["Levels that differ:", *(_line(one) for one in differing), ""]
-    quiet = len(found.levels) - len(differing)
-    lines += (
-        [f"At {quiet} of {len(found.levels)} numbers of single levels no difference was found.", ""] if quiet else []
-    )
-    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)]).rstrip()
+    notes = [textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  ") for note in found.notes]
+    overall = [*map(_line, found.overall), *(f"  {told}" for told in found.brackets)]
+    return "\n".join([_headline(found), *notes, "", *overall, "", *_grid(found.levels)])
+
+
+def _grid(levels: Sequence[Finding]) -> Iterator[str]:
+    """A row a level: the change of each number, with its 95 % interval."""
+    rows: dict[str, dict[str, Finding]] = {}
+    for one in levels:
+        rows.setdefault(one.what, {})[one.metric] = one
+    metrics = list(dict.fromkeys(one.metric for one in levels))
+    yield " " * 24 + "".join(f"{metric:>21}" for metric in metrics)
+    for what, cells in rows.items():
+        yield f"{what:<24}" + "".join(f"{_short(cells.get(metric)):>21}" for metric in metrics)
+    if any(one.judged != "no difference found" for one in levels):
+        yield "! slower or faster by more than chance explains, all levels considered"
+
+
+def _short(one: Finding | None) -> str:
+    if one is None:
+        return "-"
+    mark = "" if one.judged == "no difference found" else "!"
+    if one.change is None or one.low is None or one.high is None:
+        return f"{mark}{one.judged if mark else 'failed in both'}"
+    return f"{mark}{one.change:+.0%} ({one.low:+.0%} {one.high:+.0%})"
 
 
 def _headline(found: Comparison) -> str:
@@ -458,5 +471,5 @@ def _cells(one: Finding) -> tuple[str, str, str]:
 def markdown(found: Comparison) -> str:
     rows = [f"| {one.what} | {one.metric} | {' | '.join(_cells(one))} |" for one in (*found.overall, *found.levels)]
     head = ["| where | what | values | change (95 % interval) | |", "|---|---|---|---|---|"]
-    told = [*(f"- {text}" for text in found.brackets), *(f"- note: {note}" for note in found.notes)]
-    return "\n".join([_headline(found), "", *head, *rows, "", *told])
+    told = [f"- {text}" for text in (*found.notes, *found.brackets)]
+    return "\n".join([_headline(found), "", *told, "", *head, *rows, ""])

@@ -8,6 +8,7 @@ from typing import Any
 from bench import audit, cause, knee, stats
 from bench.audit import Check, Evidence, Warning
 from bench.cause import Server
+from bench.errors import BenchError
 from bench.knee import Knee, Slo
 from bench.records import Folder, TurnRecord
 from bench.stats import LevelRow
@@ -29,6 +30,9 @@ class Conclusion:
 
 
 def conclude(folder: Folder) -> Conclusion:
+    if not (folder.path / "requests.jsonl").is_file():
+        hint = "a published run keeps none: its table and its report lie beside its run.json, as they were made"
+        raise BenchError(f"{folder.path} has no requests.jsonl, so nothing can be made again", hint)
     run, records = folder.manifest(), folder.records()
     samples = list(folder.rows("server.jsonl"))
     rows: list[LevelRow] = []

@@ -62,7 +62,7 @@ class TurnRecord:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """results/runs/NAME: run.json, requests.jsonl, server.jsonl, levels.csv, table.md, server logs."""
+    """results/runs/NAME: run.json, requests.jsonl, server.jsonl, what is made of them, server logs."""
 
     path: Path
 

@@ -46,7 +46,7 @@ def closing(done: Conclusion, folder: Folder) -> str:
     below = limits(done.rows)
     said = [*([below] if below else []), *sentences(done.run), f"{stamp(done.run)}."]
     wrap = [textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False) for text in said]
-    return "\n".join([title(done.run), "", table.text(done.rows), *wrap, f"Files: {folder.path}"])
+    return "\n".join([title(done.run), "", table.text(done.rows), *wrap, f"Report: {folder.path / 'report.html'}"])
 
 
 def cautions(done: Conclusion) -> str:

@@ -50,7 +50,7 @@ def run_folder(tmp_path: Path) -> Folder:
             "schema": 1, "started": "2026-11-20T20:00:00+00:00", "ended": "finished", "argv": ["bench", "sweep"],
             "seed": 0, "salt": 7, "slo": "ttft_p99<2s", "repeats": 1,
             "workload": {"name": "w", "digest": "d", "file": {"summary": "s"}},
-            "typical": {"shared_tokens": 1000, "own_tokens": 1900, "output_tokens": 100},
+            "typical": {"shared_tokens": 1000, "own_tokens": 1900, "output_tokens": 100, "turns": 12},
             "levels": [asdict(Level("fp8", "realistic", c, 0, 10)) for c in (1, 2)],
             "machine": {"bench": "0", "cpu": "c", "cores": 2, "gpus": [], "system": "s", "python": "3"},
             "variants": {"fp8": {"launch": None, "server": server, "capacity": None,

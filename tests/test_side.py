@@ -1,0 +1,138 @@
+"""The commands that read runs that are over: compare, publish, export, report."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from bench.load import Level
+from bench.records import Folder
+from tests.test_report import run_folder
+from tests.test_stats import ONE
+
+
+def bench(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *map(str, words)], capture_output=True, text=True, timeout=120
+    )
+
+
+def long_run(place: Path, slow: float = 1.0) -> Path:
+    """A valid run of two levels, twenty sessions each."""
+    run = run_folder(place).manifest()
+    folder = Folder.create(place / "long")
+    for concurrency in (1, 2):
+        for n in range(200):
+            took = slow * (0.3 + 0.001 * (n % 37))
+            turn = replace(ONE, variant="fp8", concurrency=concurrency, session=n // 10, turn=1 + n % 10)
+            folder.keep(replace(turn, first_s=10.0 + took, cached_tokens=96))
+    levels = [asdict(Level("fp8", "realistic", c, 0, 200)) for c in (1, 2)]
+    settings = {"cache": {"tokens": 4000}, "version": "0.32.0", "models": ["m"]}
+    variant = {**run["variants"]["fp8"], "settings": [settings, settings]}
+    variant["server"] = {
+        **variant["server"],
+        "model": "mini/../../evil",
+        "cache": {"block_size": 16, "tokens": 400_000},
+    }
+    run |= {"levels": levels, "schema": 2, "variants": {"fp8": variant}}
+    run["machine"]["host"] = "secret-host"
+    run["argv"] = ["bench", "sweep", "--out", "/home/somebody/runs/x"]
+    folder.write_manifest(run)
+    return folder.path
+
+
+def test_a_run_is_published_without_what_is_private_and_compares_like_itself(tmp_path: Path) -> None:
+    run, results = long_run(tmp_path), tmp_path / "results"
+    done = bench("publish", run, "--to", results)
+    assert done.returncode == 0, done.stderr
+    (place,) = results.glob("*/*/*/*")
+    assert {file.name for file in place.iterdir()} >= {
+        "run.json",
+        "table.md",
+        "report.html",
+        "sessions.json",
+        "curve.svg",
+    }
+    assert not (place / "requests.jsonl").exists()
+    told = "".join(file.read_text() for file in results.rglob("*") if file.is_file())
+    assert "secret-host" not in told
+    assert "/home/somebody" not in told
+    assert "fp8" in (results / "README.md").read_text()
+    same = bench("compare", place, run, "--fail-on", "regression")
+    assert (same.returncode, same.stdout.partition(" (")[0]) == (0, "No difference found"), same.stderr
+    assert bench("publish", run, "--to", results).returncode == 2, "a published run is never overwritten"
+    again = bench("report", place)
+    assert again.returncode == 2
+    assert "has no requests.jsonl" in again.stderr
+
+
+def test_a_regression_exits_5_and_an_improvement_does_not(tmp_path: Path) -> None:
+    fast, slow = long_run(tmp_path / "a"), long_run(tmp_path / "b", slow=3.0)
+    ran = bench("compare", fast, slow, "--fail-on", "regression")
+    assert ran.returncode == 5, ran.stderr
+    assert ran.stdout.startswith("Regression: the second side is slower.")
+    assert "!+200%" in ran.stdout
+    assert bench("compare", slow, fast, "--fail-on", "regression").returncode == 0
+    assert bench("compare", fast, slow).returncode == 0, "without --fail-on it only tells"
+
+
+def test_what_is_not_valid_is_neither_published_nor_judged(tmp_path: Path) -> None:
+    run = long_run(tmp_path / "a")
+    manifest = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**manifest, "ended": "interrupted"}))
+    refused = bench("publish", run, "--to", tmp_path / "results")
+    assert refused.returncode == 4
+    assert "the run did not finish: interrupted" in refused.stderr
+    assert not (tmp_path / "results").exists()
+    assert bench("compare", run, run, "--fail-on", "regression").returncode == 4
+    assert "is not valid" in bench("compare", run, run).stdout
+
+
+def test_runs_of_different_workloads_are_told_apart_loudly_and_not_judged(tmp_path: Path) -> None:
+    a, b = long_run(tmp_path / "a"), long_run(tmp_path / "b")
+    manifest = json.loads((b / "run.json").read_text())
+    manifest["workload"]["digest"] = "other"
+    (b / "run.json").write_text(json.dumps(manifest))
+    assert "- NOT THE SAME workload: w d before, w other after" in bench("compare", a, b).stdout
+    assert bench("compare", a, b, "--fail-on", "regression").returncode == 4
+
+
+def test_a_folder_of_runs_counts_as_repeats(tmp_path: Path) -> None:
+    several = tmp_path / "several"
+    for name in "abc":
+        long_run(tmp_path / name).rename(several / name) if several.is_dir() else (
+            several.mkdir(),
+            long_run(tmp_path / name).rename(several / name),
+        )
+    ran = bench("compare", several, several)
+    assert "runs on a side" not in ran.stdout, "three a side need no assumption"
+
+
+@pytest.mark.parametrize("form", ["vllm-bench", "llm-d", "github-action"])
+def test_every_export_is_written(tmp_path: Path, form: str) -> None:
+    run = long_run(tmp_path)
+    ran = bench("export", run, "--as", form)
+    assert ran.returncode == 0, ran.stderr
+    files = [Path(line) for line in ran.stdout.splitlines()]
+    assert files
+    assert all(json.loads(file.read_text()) for file in files)
+
+
+def test_our_own_export_reads_back_as_another_tools_result_and_pairs_with_the_run(tmp_path: Path) -> None:
+    run = long_run(tmp_path)
+    bench("export", run, "--as", "vllm-bench", "--to", tmp_path / "out")
+    (two,) = [file for file in (tmp_path / "out").iterdir() if "concurrency2" in file.name]
+    ran = bench("compare", run, two)
+    assert ran.returncode == 0, ran.stderr
+    assert "not checked" in ran.stdout
+    assert "fp8, realistic, C = 2" in ran.stdout
+
+
+def test_what_is_no_run_is_refused_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    ran = bench("compare", tmp_path / "x.json", tmp_path / "nowhere")
+    assert ran.returncode == 2
+    assert "neither a run nor a result that bench knows" in ran.stderr
