@@ -1,21 +1,22 @@
-"""Two sides become a difference or none: level by level, over all levels, and how large it would have had to be.
+"""Two sides become findings: what differs, how sure that is, and what could not have been seen.
 
-One play of a level (one run, one repeat) is one observation, for whatever moves a run moves all its sessions at once:
-identical runs differ by more than the resampling of their sessions says. How far they do is estimated from the plays at
-hand together with what was seen before (DRIFT, which weighs as much as PRIOR_RUNS runs): so one run a side gets an
-honest, wide interval, and each further run a narrower one. All on the logarithm: a change is a factor.
-
-What is judged first, and alone makes the headline, was chosen beforehand: median, tail and throughput, each averaged
-over all levels of the sessions, Holm's correction over the three. Levels get their own findings under Holm's over all.
+How slow a run was is a logarithm: of a percentile of TTFT, or of seconds per answered request. How much that varies by
+chance is put together from three parts:
+- within a play, its sessions: they are exchanged, whole, with those of the other runs at the same place in the order,
+  for if nothing differs then nothing tells whose they are;
+- between plays of one level, and between runs, whose sessions share their luck: what identical runs were seen to do
+  (PLAY_NOISE, RUN_NOISE);
+- what the runs of a side show themselves, as soon as there are several: the more runs, the less is assumed.
+A case is tested over all its levels, which a few runs can tell, and then level by level, with Holm's correction.
 """
 
 import json
 import math
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from textwrap import fill
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,451 +26,655 @@ from bench.errors import BenchError
 from bench.records import TurnRecord
 from bench.stats import METRICS, PERCENTILES
 
-# The sd of a logarithm between identical runs, sampling apart: 84 of them, on two shared cores, with levels of 2 s.
-DRIFT = {"ttft_p50_s": 0.06, "ttft_p95_s": 0.06, "ttft_p99_s": 0.06, "req_per_s": 0.04}
-PRIOR_RUNS = 4.0
-RELEVANT = 0.02  # a change that is smaller matters to nobody, however sure it is
-ALPHA = 0.05
+RELEVANT = 0.05  # a smaller change is not called one, however sure it is
+# Seen between 84 runs of the same four levels on one server, on two busy cores: plays of a level differed by 4 to 8 %
+# more than their sessions explain, and up to 3 % was common to a run. A quiet card does better; several runs show it.
+PLAY_NOISE = 0.06
+RUN_NOISE = 0.03
+PRIOR_RUNS = 8  # what these two weigh against the runs at hand
+DRAWS = 200
+ERROR = {"cases": 0.04, "levels": 0.01}  # of comparisons of what is the same, at most: slower or faster, anywhere
 POWER = 0.80
-HEADLINES = {
-    "median TTFT": ("ttft_p50_s",),
-    "tail TTFT (p95, p99)": ("ttft_p95_s", "ttft_p99_s"),
-    "req/s": ("req_per_s",),
-}
+SURE = 0.9  # of its own knee
+HEADLINE_CASE = "realistic"
+TESTED = {f"ttft_{name}_s": share for name, share in PERCENTILES.items()}  # and req_per_s, after them
+MORE_IS_BETTER = ("req_per_s", "knee", "ceiling")
 
-Judged = Literal["slower", "faster", "no difference found"]
-Place = tuple[str, str, int]  # variant, case, concurrency
+Verdict = Literal["slower", "faster", "no difference found"]
+Headline = Literal["regression", "improvement", "no difference found"]
+Floats = npt.NDArray[np.float64]
+SAME: Verdict = "no difference found"
 
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """One level of one run: all of it that a comparison needs."""
+    """One level of one run, as TTFT alone: what a comparison needs of it."""
 
     variant: str
     case: str
     concurrency: int
     repeat: int
-    sessions: tuple[tuple[float, ...], ...]  # TTFT, turn by turn; infinite where it failed
+    sessions: tuple[tuple[float, ...], ...]  # in order of sessions, their turns in order; infinite where one failed
     req_per_s: float | None
-
-    @property
-    def place(self) -> Place:
-        return self.variant, self.case, self.concurrency
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One run."""
+    """One run; what is compared are one or several on either side."""
 
     name: str
     plays: tuple[Play, ...]
-    knees: Mapping[str, Sequence[int] | None]  # by variant
+    knees: Mapping[str, Sequence[int] | None]  # of each variant: the last level before it, the first after
     ceilings: Mapping[str, int | None]
     sure: Mapping[str, tuple[float | None, float | None]]  # of knee and ceiling
     conditions: Mapping[str, str]  # what has to be equal for numbers to be comparable
     valid: bool
     imported: str | None  # the tool whose result it is, where it is not ours
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # on how that was read
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    what: str  # a level, or all of them
+    variant: str
+    case: str
+    concurrency: int | None  # None: over all levels
     metric: str
-    a: float | None
-    b: float | None
-    change: float | None  # b / a - 1
-    low: float | None  # 95 % interval of it
-    high: float | None
-    judged: Judged
-    could_have_seen: float | None
-    p: float
+    a: float | None = None
+    b: float | None = None
+    change: float | None = None  # b / a - 1
+    low: float | None = None  # 95 % interval of the change, for this finding alone
+    high: float | None = None
+    verdict: Verdict = SAME
+    could_have_seen: float | None = None  # the smallest slowdown that four of five such comparisons would find
+    p: float | None = None  # for this finding alone; None where nothing was tested, or chance is no explanation
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    headline: Literal["regression", "improvement", "mixed", "no difference found"]
-    overall: tuple[Finding, ...]
-    levels: tuple[Finding, ...]
-    brackets: tuple[str, ...]  # knees and ceilings, in words
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+    findings: tuple[Finding, ...]
     notes: tuple[str, ...]
 
+    @property
+    def headline(self) -> Headline:
+        verdicts = {finding.verdict for finding in self.findings}
+        if "slower" in verdicts:
+            return "regression"
+        return "improvement" if "faster" in verdicts else "no difference found"
 
-def plays(records: Sequence[TurnRecord]) -> tuple[Play, ...]:
-    levels: dict[tuple[Place, int], list[TurnRecord]] = {}
+
+# --- plays, from records and as a file ---
+
+
+def plays(records: Iterable[TurnRecord]) -> tuple[Play, ...]:
+    found: dict[tuple[str, str, int, int], list[TurnRecord]] = {}
     for record in records:
         if record.turn > 0:
-            place = (record.variant, record.case, record.concurrency)
-            levels.setdefault((place, record.repeat), []).append(record)
-    return tuple(
-        Play(
-            *place,
-            repeat,
-            tuple(tuple(stats.ttft(record) for record in session) for session in stats.by_session(turns)),
-            stats.throughput(turns),
-        )
-        for (place, repeat), turns in levels.items()
-    )
+            found.setdefault((record.variant, record.case, record.concurrency, record.repeat), []).append(record)
+    return tuple(Play(*key, _sessions(turns), stats.throughput(turns)) for key, turns in found.items())
+
+
+def _sessions(turns: Sequence[TurnRecord]) -> tuple[tuple[float, ...], ...]:
+    """In the order in which they were begun, which is that of the workload, and not in that of their first answers."""
+    ordered = sorted(turns, key=lambda record: (record.session, record.turn))
+    return tuple(tuple(map(stats.ttft, session)) for session in stats.by_session(ordered))
 
 
 def to_json(found: Sequence[Play]) -> str:
-    """What a published run keeps instead of its requests; a failure is null."""
-    told = [
-        {**asdict(play), "sessions": [[None if math.isinf(v) else v for v in s] for s in play.sessions]}
+    """A failed request is null; no digit is cut, so that verdicts stay what they are."""
+    rows = [
+        asdict(play) | {"sessions": [[t if math.isfinite(t) else None for t in one] for one in play.sessions]}
         for play in found
     ]
-    return json.dumps(told, separators=(",", ":")) + "\n"
+    return json.dumps({"schema": 1, "plays": rows}, separators=(",", ":"), allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> tuple[Play, ...]:
-    told: list[dict[str, Any]] = json.loads(text)
-    whole = [tuple(tuple(math.inf if v is None else v for v in s) for s in one["sessions"]) for one in told]
-    return tuple(Play(**{**one, "sessions": sessions}) for one, sessions in zip(told, whole, strict=True))
+    try:
+        return tuple(Play(**row | {"sessions": _read(row["sessions"])}) for row in json.loads(text)["plays"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BenchError(f"sessions.json is damaged: {error!r}", "publish the run again") from None
 
 
-# --- numbers ---
+def _read(sessions: Sequence[Sequence[float | None]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(math.inf if ttft is None else float(ttft) for ttft in session) for session in sessions)
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One metric of one level on one side: its logarithm in each play, and its variance by resampling sessions."""
+# --- what is compared with what ---
 
-    logs: tuple[float, ...]
-    variance: float
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.logs))
-
-
-def _seen(found: Sequence[Play], metric: str) -> Seen | None:
-    values = [value for play in found if (value := _value(play, metric)) is not None and value > 0]
-    if not values:
-        return None
-    return Seen(
-        tuple(math.log(value) for value in values), float(np.mean([_resampled(play, metric) for play in found]))
-    )
-
-
-def _value(play: Play, metric: str) -> float | None:
-    if metric == "req_per_s":
-        return play.req_per_s
-    return sample.percentile([value for session in play.sessions for value in session], _share(metric))
-
-
-def _share(metric: str) -> float:
-    return PERCENTILES[metric.split("_")[1]]
-
-
-def _resampled(play: Play, metric: str) -> float:
-    """Throughput has no sessions of its own: all of its variance is between plays."""
-    return 0.0 if metric == "req_per_s" else _variances(play)[metric.split("_")[1]]
-
-
-@cache
-def _variances(play: Play) -> dict[str, float]:
-    """Of the logarithms of the percentiles, from drawing sessions anew."""
-    if len(play.sessions) < sample.FEW_SESSIONS:
-        return dict.fromkeys(PERCENTILES, 0.0)
-    drawn = sample.redrawn(play.sessions, list(PERCENTILES.values()))
-    columns = [column[np.isfinite(column)] for column in drawn.T]
-    return {
-        name: float(np.log(column).var()) if len(column) else 0.0
-        for name, column in zip(PERCENTILES, columns, strict=True)
-    }
+Level = tuple[str, int]  # case and concurrency
+Levels = dict[Level, list[Play]]  # of one run, the repeats of a level together
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """Of two means of logarithms, with a variance moderated by what was seen before."""
+class Pair:
+    """One variant on both sides, run by run."""
 
-    log: float
-    error: float
-    freedom: float
-
-    @property
-    def p(self) -> float:
-        return _beyond(abs(self.log) / self.error, self.freedom)
+    before: str
+    after: str
+    a: tuple[Levels, ...]
+    b: tuple[Levels, ...]
 
     @property
-    def could_have_seen(self) -> float:
-        return math.expm1((_limit(ALPHA, self.freedom) + _limit(2 * (1 - POWER), self.freedom)) * self.error)
+    def variant(self) -> str:
+        return self.before if self.before == self.after else f"{self.before} to {self.after}"
+
+    @property
+    def levels(self) -> list[Level]:
+        """Those that both sides have, in the order in which they were played."""
+        other = {level for run in self.b for level in run}
+        return [level for level in dict.fromkeys(level for run in self.a for level in run) if level in other]
+
+    @property
+    def headlines(self) -> list[str]:
+        """The cases that are tested over all their levels: chosen beforehand."""
+        cases = list(dict.fromkeys(case for case, _ in self.levels))
+        return [HEADLINE_CASE] if HEADLINE_CASE in cases else cases
+
+    def shared(self, case: str) -> list[Level]:
+        """The levels of a case that no run lacks."""
+        return [at for at in self.levels if at[0] == case and all(at in run for run in (*self.a, *self.b))]
 
 
-def _difference(a: Sequence[float], b: Sequence[float], prior: float) -> Difference:
-    own = float(sum(((np.array(side) - np.mean(side)) ** 2).sum() for side in (a, b)))
-    known = len(a) + len(b) - 2
-    variance = (PRIOR_RUNS * prior + own) / (PRIOR_RUNS + known)
-    error = math.sqrt(variance * (1 / len(a) + 1 / len(b)))
-    return Difference(float(np.mean(b) - np.mean(a)), error, PRIOR_RUNS + known)
+def _pairs(a: Sequence[Side], b: Sequence[Side]) -> list[Pair]:
+    names = [list(dict.fromkeys(play.variant for side in sides for play in side.plays)) for sides in (a, b)]
+    both = [(name, name) for name in names[0] if name in names[1]]
+    if not both and len(names[0]) == len(names[1]) == 1:
+        both = [(names[0][0], names[1][0])]  # one precision against another is a fair question
+    pairs = [Pair(before, after, _runs(a, before), _runs(b, after)) for before, after in both]
+    return [pair for pair in pairs if pair.levels]
 
 
-@cache
-def _student(freedom: float) -> npt.NDArray[np.float64]:
-    """Draws of |t|: its distribution function without a library of special functions."""
-    return np.sort(np.abs(np.random.default_rng(0).standard_t(freedom, 400_000)))
-
-
-def _beyond(t: float, freedom: float) -> float:
-    drawn = _student(freedom)
-    return float(1 - np.searchsorted(drawn, t) / len(drawn))
-
-
-def _limit(both_sides: float, freedom: float) -> float:
-    return float(np.quantile(_student(freedom), 1 - both_sides))
-
-
-def _holm(ps: Sequence[float]) -> list[float]:
-    """Each p times what is left to be tested, never falling."""
-    adjusted, highest = [0.0] * len(ps), 0.0
-    for rank, at in enumerate(sorted(range(len(ps)), key=lambda at: ps[at])):
-        highest = max(highest, min(1.0, ps[at] * (len(ps) - rank)))
-        adjusted[at] = highest
-    return adjusted
-
-
-def _judge(change: float, p: float, metric: str) -> Judged:
-    if p > ALPHA or abs(change) < RELEVANT:
-        return "no difference found"
-    return "slower" if (change > 0) == (METRICS[metric].better == "less") else "faster"
-
-
-# --- the comparison ---
-
-
-def compare(a: Sequence[Side], b: Sequence[Side]) -> Comparison:
-    before, after = _by_place(a), _by_place(b)
-    shared = [place for place in before if place in after]
-    if not shared:
-        hint = "both need a level of the same variant, case and number of sessions"
-        raise BenchError("the two sides have no level in common", hint)
-    overall = _overall([place for place in shared if place[1] == "realistic"] or shared, before, after)
-    levels, brackets = _levels(shared, before, after), list(_brackets(a, b))
-    failing = {finding.judged for finding in levels if finding.change is None}  # one side has failures for a number
-    verdicts = {finding.judged for finding in overall} | {judged for _, judged in brackets} | failing
-    headline: dict[tuple[bool, bool], Any] = {
-        (True, False): "regression",
-        (False, True): "improvement",
-        (True, True): "mixed",
-    }
-    return Comparison(
-        headline.get(("slower" in verdicts, "faster" in verdicts), "no difference found"),
-        tuple(overall),
-        tuple(levels),
-        tuple(text for text, _ in brackets),
-        tuple(_notes(a, b, len(shared), len(before), len(after))),
-    )
-
-
-def _by_place(sides: Sequence[Side]) -> dict[Place, list[Play]]:
-    found: dict[Place, list[Play]] = {}
+def _runs(sides: Sequence[Side], variant: str) -> tuple[Levels, ...]:
+    runs: list[Levels] = []
     for side in sides:
+        runs.append({})
         for play in side.plays:
-            found.setdefault(play.place, []).append(play)
+            if play.variant == variant:
+                runs[-1].setdefault((play.case, play.concurrency), []).append(play)
+    return tuple(run for run in runs if run)
+
+
+# --- measuring ---
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """One number on both sides: the log of how slow each run was, and how much one run is assumed to vary."""
+
+    blank: Finding
+    a: Floats
+    b: Floats
+    noise: float  # variance
+
+    @property
+    def effect(self) -> float:
+        return float(self.b.mean() - self.a.mean())
+
+    @property
+    def known(self) -> bool:
+        return bool(np.isfinite(self.a).all() and np.isfinite(self.b).all())
+
+    @property
+    def freedom(self) -> int:
+        return PRIOR_RUNS + len(self.a) + len(self.b) - 2
+
+    @property
+    def error(self) -> float:
+        """Of the effect: what was assumed, outvoted by what the runs show."""
+        seen = sum(float(((side - side.mean()) ** 2).sum()) for side in (self.a, self.b))
+        variance = (PRIOR_RUNS * self.noise + seen) / self.freedom
+        return math.sqrt(variance * (1 / len(self.a) + 1 / len(self.b)))
+
+
+def _level(pair: Pair, level: Level) -> dict[str, Contrast]:
+    runs = [[run[level] for run in side if level in run] for side in (pair.a, pair.b)]
+    slow = [np.array([_slowness(run) for run in side]) for side in runs]
+    noise = _within([*runs[0], *runs[1]]) + PLAY_NOISE**2 + RUN_NOISE**2
+    found = {}
+    for at, metric in enumerate([*TESTED, "req_per_s"]):
+        a, b = (side[:, at] for side in slow)
+        if not np.isnan([*a, *b]).any():
+            shown = [float(np.exp(_sign(metric) * side.mean())) for side in (a, b)]
+            blank = Finding(pair.variant, *level, metric, shown[0], shown[1])
+            found[metric] = Contrast(blank, a, b, float(noise[at]))
     return found
 
 
-Plays = Mapping[Place, Sequence[Play]]
+def _sign(metric: str) -> int:
+    return -1 if metric in MORE_IS_BETTER else 1
 
 
-def _overall(places: Sequence[Place], before: Plays, after: Plays) -> list[Finding]:
-    """Each headline over all levels: a play of each level is one run's worth."""
-    made = [(name, metrics, _averaged(places, metrics, before, after)) for name, metrics in HEADLINES.items()]
-    told = [(name, metrics, difference) for name, metrics, difference in made if difference is not None]
-    adjusted = _holm([difference.p for _, _, difference in told])
-    return [
-        _finding("all levels", metrics[0], None, None, difference, p, name)
-        for (name, metrics, difference), p in zip(told, adjusted, strict=True)
+def _slowness(run: Sequence[Play]) -> list[float]:
+    """The log of each tested metric, larger where it is slower; nan where it was not measured."""
+    values = [ttft for play in run for session in play.sessions for ttft in session]
+    tail = [_log(sample.percentile(values, share)) for share in TESTED.values()]
+    return [*tail, -_log(_answered(run))]
+
+
+def _log(value: float | None) -> float:
+    return math.nan if value is None else math.log(value) if value > 0 else -math.inf
+
+
+def _answered(run: Sequence[Play]) -> float | None:
+    """Requests a second of all repeats, over the time of all of them."""
+    good = [sum(math.isfinite(ttft) for session in play.sessions for ttft in session) for play in run]
+    times = [count / play.req_per_s for count, play in zip(good, run, strict=True) if play.req_per_s]
+    if not any(good):
+        return 0.0
+    return sum(good) / sum(times) if len(times) == len(run) else None
+
+
+def _within(runs: Sequence[Sequence[Play]]) -> Floats:
+    """Variance of a run with its sessions: exchanged between the runs, whole, each at its own place in the order.
+
+    So what the order explains, as the depth and size that a workload gives to a session, is not taken for chance.
+    Answered requests a second are sessions over the time of a turn: they vary no more than the mean TTFT.
+    """
+    table, rng = _table(runs), np.random.default_rng(0)
+    variances = []
+    for _ in range(DRAWS):
+        whose = rng.random(table.shape[:2]).argsort(axis=0)
+        exchanged = np.take_along_axis(table, whose[..., None], axis=0)
+        variances.append(_logs(exchanged.reshape(len(table), -1)).var(axis=0, ddof=1))
+    found: Floats = np.mean(variances, axis=0)
+    return found
+
+
+def _table(runs: Sequence[Sequence[Play]]) -> Floats:
+    """Run x session x turn; nan where there is none, and a failure slower than any answer, but a number."""
+    sessions = [[session for play in run for session in play.sessions] for run in runs]
+    widest = max(len(session) for run in sessions for session in run)
+    table = np.full((len(runs), max(map(len, sessions)), widest), np.nan)
+    for at, run in enumerate(sessions):
+        for place, session in enumerate(run):
+            table[at, place, : len(session)] = session
+    table[np.isinf(table)] = 10 * (np.max(table, where=np.isfinite(table), initial=0.0) or 1.0)
+    return table
+
+
+def _logs(runs: Floats) -> Floats:
+    """What `_slowness` says of them, a row a run, with the mean in the place of the rate."""
+    ordered = np.sort(runs, axis=1)  # nan to the end
+    counts = (~np.isnan(ordered)).sum(axis=1)
+    at = np.outer(np.maximum(counts - 1, 0), list(TESTED.values()))
+    low = np.take_along_axis(ordered, np.floor(at).astype(int), axis=1)
+    high = np.take_along_axis(ordered, np.ceil(at).astype(int), axis=1)
+    means = np.nansum(ordered, axis=1) / np.maximum(counts, 1)
+    found: Floats = np.log(np.nan_to_num(np.column_stack([low + (high - low) * (at % 1), means])).clip(min=1e-9))
+    return found
+
+
+def _over_levels(pair: Pair, case: str, levels: Mapping[Level, Mapping[str, Contrast]]) -> Iterator[Contrast]:
+    """A case as one number a run: the mean over its levels, of which those count most that vary least."""
+    for metric in [*TESTED, "req_per_s"]:
+        measured = [levels[level][metric] for level in pair.shared(case) if metric in levels[level]]
+        if len(parts := [part for part in measured if part.known]) > 1:
+            noise = np.array([part.noise - RUN_NOISE**2 for part in parts])
+            weights = 1 / noise / (1 / noise).sum()
+            a, b = (np.array([getattr(part, side) for part in parts]).T @ weights for side in ("a", "b"))
+            yield Contrast(
+                Finding(pair.variant, case, None, metric), a, b, float((weights**2 * noise).sum() + RUN_NOISE**2)
+            )
+
+
+# --- judging ---
+
+
+def compare(a: Sequence[Side], b: Sequence[Side]) -> Comparison:
+    pairs = _comparable(a, b)
+    cases: list[Contrast] = []
+    levels: list[Contrast] = []
+    failures: list[Finding] = []
+    for pair in pairs:
+        measured = {level: _level(pair, level) for level in pair.levels}
+        levels += [contrast for level in measured.values() for contrast in level.values()]
+        for case in pair.headlines:
+            cases += _over_levels(pair, case, measured)
+            failures += _failures(pair, case)
+    findings = [
+        *_limits(a, b, pairs),
+        *_judged(cases, failures, ERROR["cases"]),
+        *_judged(levels, [], ERROR["levels"]),
     ]
+    return Comparison(_names(a), _names(b), tuple(findings), tuple(_notes(a, b, pairs)))
 
 
-def _averaged(places: Sequence[Place], metrics: Sequence[str], before: Plays, after: Plays) -> Difference | None:
-    cells = [
-        (_seen(before[place], metric), _seen(after[place], metric), metric) for place in places for metric in metrics
-    ]
-    good = [(x, y, m) for x, y, m in cells if x and y and math.isfinite(x.mean) and math.isfinite(y.mean)]
-    if not good:
-        return None
-    sides = []
-    for at in (0, 1):
-        runs = min(len(cell[at].logs) for cell in good)  # type: ignore[union-attr]
-        sides.append([float(np.mean([cell[at].logs[run] for cell in good])) for run in range(runs)])  # type: ignore[union-attr]
-    sampled = sum(x.variance + y.variance for x, y, _ in good) / 2 / len(good) ** 2
-    return _difference(sides[0], sides[1], DRIFT[metrics[0]] ** 2 + sampled)
+def _names(sides: Iterable[Side]) -> tuple[str, ...]:
+    return tuple(side.name for side in sides)
 
 
-def _levels(places: Sequence[Place], before: Plays, after: Plays) -> list[Finding]:
-    made = []
-    for place in places:
-        for metric in DRIFT:
-            x, y = _seen(before[place], metric), _seen(after[place], metric)
-            if x and y:
-                made.append((place, metric, x, y))
-    differences = [
-        _difference(x.logs, y.logs, DRIFT[metric] ** 2 + (x.variance + y.variance) / 2)
-        if math.isfinite(x.mean) and math.isfinite(y.mean) else None
-        for _, metric, x, y in made
-    ]  # fmt: skip
-    adjusted = iter(_holm([difference.p for difference in differences if difference]))
-    return [
-        _finding(
-            _told(place), metric, math.exp(x.mean), math.exp(y.mean), difference, next(adjusted) if difference else 0.0
+def _judged(contrasts: Sequence[Contrast], exact: Sequence[Finding], error: float) -> list[Finding]:
+    """A family of tests, with the error that all of them may make together."""
+    known = [contrast for contrast in contrasts if contrast.known]
+    tests = len(known) + len(exact)
+    verdicts = iter(_holm([*(_measured(contrast, error / tests) for contrast in known), *exact], error))
+    told = [next(verdicts) if contrast.known else _failed(contrast) for contrast in contrasts]
+    return [*told, *verdicts]
+
+
+def _measured(contrast: Contrast, strict: float) -> Finding:
+    sign, error, freedom = _sign(contrast.blank.metric), contrast.error, contrast.freedom
+    edge = _edge(1 - sample.CONFIDENCE, freedom) * error
+    low, high = sorted(math.expm1(sign * (contrast.effect + by)) for by in (-edge, edge))
+    visible = (_edge(strict, freedom) + _edge(2 * (1 - POWER), freedom)) * error
+    return replace(
+        contrast.blank,
+        change=math.expm1(sign * contrast.effect),
+        low=low,
+        high=high,
+        p=_chance(abs(contrast.effect) / error, freedom),
+        could_have_seen=max(RELEVANT, abs(math.expm1(sign * visible))),
+    )
+
+
+def _failed(contrast: Contrast) -> Finding:
+    """A percentile that is a failure on one side and a time on the other: chance does not explain that."""
+    before, after = contrast.a.mean(), contrast.b.mean()
+    if before == after:
+        return contrast.blank
+    slower = bool(after > before)
+    grows = slower == (_sign(contrast.blank.metric) > 0)
+    return replace(contrast.blank, change=math.inf if grows else -1.0, verdict="slower" if slower else "faster")
+
+
+def _holm(findings: Sequence[Finding], error: float) -> list[Finding]:
+    """From the surest on, until the first that is not sure enough for as many as are left."""
+    judged = list(findings)
+    for rank, at in enumerate(sorted(range(len(findings)), key=lambda at: findings[at].p or 0.0)):
+        if (findings[at].p or 0.0) > error / (len(findings) - rank):
+            break
+        judged[at] = replace(findings[at], verdict=_verdict(findings[at]))
+    return judged
+
+
+def _verdict(found: Finding) -> Verdict:
+    worse = _sign(found.metric) * (found.change or 0.0)
+    return SAME if abs(worse) < RELEVANT else "slower" if worse > 0 else "faster"
+
+
+@cache
+def _tails(freedom: int) -> tuple[Floats, Floats]:
+    """Student's t, by its angle: tan(angle) = t / sqrt(freedom). Angles, and how likely a larger one is."""
+    angles = np.linspace(0, math.pi / 2, 20_001)
+    pieces = np.cos(angles[1:] - angles[1] / 2) ** (freedom - 1)
+    beyond = np.append(np.cumsum(pieces[::-1])[::-1], 0.0)
+    return angles, beyond / beyond[0]
+
+
+def _chance(t: float, freedom: int) -> float:
+    """How likely chance alone gets as far from 0 as t, to either side."""
+    angles, beyond = _tails(freedom)
+    return float(np.interp(math.atan(t / math.sqrt(freedom)), angles, beyond))
+
+
+def _edge(chance: float, freedom: int) -> float:
+    """The t that chance alone reaches that rarely."""
+    angles, beyond = _tails(freedom)
+    return math.sqrt(freedom) * math.tan(float(np.interp(chance, beyond[::-1], angles[::-1])))
+
+
+class Broken(NamedTuple):
+    requests: int
+    sessions: int
+    of: int
+
+
+def _failures(pair: Pair, case: str) -> list[Finding]:
+    """Sessions with a failed request, of all there were: exact, as drawn from one urn."""
+    a, b = _broken(pair.a, case), _broken(pair.b, case)
+    if not a.sessions + b.sessions:
+        return []
+    change = (b.sessions / b.of) / (a.sessions / a.of) - 1 if a.sessions else math.inf
+    more, fewer = (b, a) if change > 0 else (a, b)
+    chance = min(1.0, 2 * _urn(more.sessions, more.of, fewer.sessions, fewer.of))
+    return [Finding(pair.variant, case, None, "errors", a.requests, b.requests, change, p=chance)]
+
+
+def _broken(runs: Sequence[Levels], case: str) -> Broken:
+    played = [play for run in runs for level in run if level[0] == case for play in run[level]]
+    failed = [sum(map(math.isinf, session)) for play in played for session in play.sessions]
+    return Broken(sum(failed), sum(map(bool, failed)), len(failed))
+
+
+def _urn(ones: int, drawn: int, others: int, left: int) -> float:
+    """How likely at least so many of the ones are among those drawn."""
+    every = ones + others
+    ways = sum(math.comb(drawn, n) * math.comb(left, every - n) for n in range(ones, min(drawn, every) + 1))
+    return ways / math.comb(drawn + left, every)
+
+
+# --- knee and ceiling ---
+
+Bracket = tuple[float, float]
+
+
+def _limits(a: Sequence[Side], b: Sequence[Side], pairs: Sequence[Pair]) -> Iterator[Finding]:
+    for pair in pairs:
+        sides = [
+            [side for side in runs if name in _variants(side)] for runs, name in ((a, pair.before), (b, pair.after))
+        ]
+        for metric, bracket in (("knee", _knee), ("ceiling", _ceiling)):
+            before, after = (
+                [bracket(side, name) for side in runs]
+                for runs, name in zip(sides, (pair.before, pair.after), strict=True)
+            )
+            if any([*before, *after]):
+                found = _limit(Finding(pair.variant, "", None, metric), before, after)
+                believed = min(map(len, sides)) > 1 or (metric == "knee" and _sure(sides[0][0], sides[1][0], pair))
+                yield found if believed else replace(found, verdict=SAME)
+
+
+def _sure(a: Side, b: Side, pair: Pair) -> bool:
+    """One run's knee counts if it does not doubt it itself; its ceiling never, which two stalled requests can end."""
+    told = [a.sure.get(pair.before, (None, None))[0], b.sure.get(pair.after, (None, None))[0]]
+    return all(confidence is not None and confidence >= SURE for confidence in told)
+
+
+def _variants(side: Side) -> set[str]:
+    return {play.variant for play in side.plays}
+
+
+def _knee(side: Side, variant: str) -> Bracket | None:
+    found = side.knees.get(variant)
+    return (found[0], found[1]) if found else None
+
+
+def _ceiling(side: Side, variant: str) -> Bracket | None:
+    """It lies below the next level that was played."""
+    found = side.ceilings.get(variant)
+    played = {play.concurrency for play in side.plays if play.variant == variant and play.case == HEADLINE_CASE}
+    return None if found is None else (found, min((level for level in played if level > found), default=math.inf))
+
+
+def _limit(blank: Finding, before: Sequence[Bracket | None], after: Sequence[Bracket | None]) -> Finding:
+    """The levels that were played are its interval: brackets that touch may hold the same truth."""
+    a, b = ([found for found in side if found] for side in (before, after))
+    shown = replace(
+        blank, a=_middle(a) if len(a) == len(before) else None, b=_middle(b) if len(b) == len(after) else None
+    )
+    if shown.a is None or shown.b is None:
+        return shown
+    low = min(lo for lo, _ in b) / max(hi for _, hi in a) - 1
+    high = max(hi for _, hi in b) / min(lo for lo, _ in a) - 1
+    verdict: Verdict = "slower" if high < 0 else "faster" if low > 0 else SAME
+    return replace(shown, change=shown.b / shown.a - 1, low=low, high=high, verdict=verdict)
+
+
+def _middle(found: Sequence[Bracket]) -> float:
+    return sum(lo if math.isinf(hi) else (lo + hi) / 2 for lo, hi in found) / len(found)
+
+
+# --- may they be compared, and what differs besides ---
+
+
+def _comparable(a: Sequence[Side], b: Sequence[Side]) -> list[Pair]:
+    before, after = _values(a, "workload"), _values(b, "workload")
+    if before and after and not before & after:
+        raise BenchError(
+            f"the workloads differ: {_list(before)}, then {_list(after)}", "runs of one workload can be compared"
         )
-        for (place, metric, x, y), difference in zip(made, differences, strict=True)
-    ]
-
-
-def _told(place: Place) -> str:
-    variant, case, concurrency = place
-    return f"{variant}, {case}, C = {concurrency}"
-
-
-def _finding(
-    what: str,
-    metric: str,
-    a: float | None,
-    b: float | None,
-    found: Difference | None,
-    p: float,
-    name: str | None = None,
-) -> Finding:
-    if found is None:  # a percentile made of failures, on one side at least
-        assert a is not None
-        assert b is not None
-        judged: Judged = "no difference found" if a == b else "slower" if math.isinf(b) else "faster"
-        return Finding(what, name or _title(metric), a, b, None, None, None, judged, None, 0.0 if a != b else 1.0)
-    wide = _limit(ALPHA, found.freedom) * found.error
-    change = math.expm1(found.log)
-    return Finding(
-        what, name or _title(metric), a, b, change, math.expm1(found.log - wide), math.expm1(found.log + wide),
-        _judge(change, p, metric), found.could_have_seen, p,
-    )  # fmt: skip
-
-
-def _title(metric: str) -> str:
-    return f"TTFT {metric.split('_')[1]}" if metric.startswith("ttft") else METRICS[metric].title
-
-
-def _brackets(a: Sequence[Side], b: Sequence[Side]) -> Iterator[tuple[str, Judged]]:
-    """Knee and ceiling: moved only if both sides are sure of theirs."""
-    shared = [
-        name for name in dict.fromkeys(n for side in a for n in side.knees) if all(name in s.knees for s in (*a, *b))
-    ]
-    for variant in shared:
-        knees = ([_lowest(side.knees[variant]) for side in sides] for sides in (a, b))
-        yield _moved(f"{variant}: knee", *knees, *([side.sure[variant][0] for side in sides] for sides in (a, b)))
-        ceilings = ([side.ceilings[variant] for side in sides] for sides in (a, b))
-        yield _moved(f"{variant}: ceiling", *ceilings, *([side.sure[variant][1] for side in sides] for sides in (a, b)))
-
-
-def _lowest(knee: Sequence[int] | None) -> int | None:
-    return knee[0] if knee else None
-
-
-Sure = Sequence[float | None]
-
-
-def _moved(
-    what: str, a: Sequence[int | None], b: Sequence[int | None], sure_a: Sure, sure_b: Sure
-) -> tuple[str, Judged]:
-    """All runs of a side have to agree, and it must be unlikely that all of them are wrong."""
-    told = f"{what}: {_among(a)} before, {_among(b)} after"
-    same, apart = set(a) == set(b), len(set(a)) == 1 and len(set(b)) == 1
-    if same or not apart or a[0] is None or b[0] is None:
-        return (
-            f"{told}: {'the same' if same else 'no difference found, the runs of a side do not agree'}",
-            "no difference found",
+    if not (pairs := _pairs(a, b)):
+        raise BenchError(
+            f"nothing in common: {_list(_played(a))}, then {_list(_played(b))}",
+            "both sides need a level of the same case and, where there are several, of the same variant",
         )
-    doubt = math.prod(1 - (s or 0) for s in sure_a) + math.prod(1 - (s or 0) for s in sure_b)
-    if doubt > ALPHA:
-        return f"{told}: no difference found, {doubt:.0%} likely to be chance", "no difference found"
-    judged: Judged = "slower" if b[0] < a[0] else "faster"
-    return f"{told}: {'fewer' if judged == 'slower' else 'more'} sessions", judged
+    return pairs
 
 
-def _among(values: Sequence[int | None]) -> str:
-    return " or ".join("none" if value is None else str(value) for value in dict.fromkeys(values))
+def _values(sides: Iterable[Side], name: str) -> set[str]:
+    return {side.conditions[name] for side in sides if name in side.conditions}
 
 
-def _notes(a: Sequence[Side], b: Sequence[Side], shared: int, before: int, after: int) -> Iterator[str]:
-    for name in dict.fromkeys(key for side in (*a, *b) for key in side.conditions):
-        first, second = (dict.fromkeys(side.conditions.get(name, "not told") for side in sides) for sides in (a, b))
-        if list(first) != list(second) or len(first) > 1:
-            yield f"NOT THE SAME {name}: {', '.join(first)} before, {', '.join(second)} after"
+def _played(sides: Iterable[Side]) -> set[str]:
+    return {f"{play.variant} {play.case} at {play.concurrency}" for side in sides for play in side.plays}
+
+
+def _list(texts: Iterable[str]) -> str:
+    return ", ".join(sorted(texts)) or "nothing"
+
+
+def _notes(a: Sequence[Side], b: Sequence[Side], pairs: Sequence[Pair]) -> Iterator[str]:
     for side in (*a, *b):
         if side.imported:
-            yield f"{side.name}: imported from {side.imported}, not checked"
+            yield f"{side.name}: imported from {side.imported}, not checked."
             yield from (f"{side.name}: {note}" for note in side.notes)
-        elif not side.valid:
-            yield f"{side.name} is not valid"
-    if shared < max(before, after):
-        yield f"{shared} levels are in both sides; {before} were in the first, {after} in the second"
-    runs = min(len(a), len(b))
-    if runs < 3:
+        if not side.valid:
+            yield f"{side.name}: NOT VALID, and so nothing that is said of it."
+    for name in dict.fromkeys(name for side in (*a, *b) for name in side.conditions):
+        before, after = _values(a, name), _values(b, name)
+        if before and after and len(before | after) > 1:
+            yield f"DIFFERS: {name}: {_list(before)}, then {_list(after)}."
+    for pair in pairs:
+        yield from _coverage(pair)
+    if any(min(len(pair.a), len(pair.b)) < 2 for pair in pairs):
         yield (
-            f"{runs} {'run' if runs == 1 else 'runs'} on a side: how far identical runs drift apart is assumed "
-            f"({DRIFT['ttft_p50_s']:.0%} of TTFT), not measured; three or more, taken in turns, see smaller differences"
+            f"One run a side cannot tell a drift of the machine from a difference: {PLAY_NOISE:.0%} a level and "
+            f"{RUN_NOISE:.0%} a run of noise were assumed. Three runs a side, taken in turns, show it."
         )
+
+
+def _coverage(pair: Pair) -> Iterator[str]:
+    """Levels that one side lacks, and those of another length, whose tails are not the same."""
+    runs, levels = (*pair.a, *pair.b), set(pair.levels)
+    if lone := {level for run in runs for level in run} - levels:
+        yield f"{pair.variant}: only one side has {_places(lone)}."
+    if uneven := {level for level in levels if len({_requests(run[level]) for run in runs if level in run}) > 1}:
+        yield f"DIFFERS: {pair.variant}: the number of requests of {_places(uneven)}."
+
+
+def _places(levels: Iterable[Level]) -> str:
+    return ", ".join(f"{case} at {concurrency}" for case, concurrency in sorted(levels))
+
+
+def _requests(run: Sequence[Play]) -> int:
+    return sum(len(session) for play in run for session in play.sessions)
 
 
 # --- words ---
 
+HEADS = ("where", "what", "before", "after", "change", "95 % interval", "")
+WIDTH = 100
+
 
 def text(found: Comparison) -> str:
-    notes = [textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  ") for note in found.notes]
-    overall = [*map(_line, found.overall), *(f"  {told}" for told in found.brackets)]
-    return "\n".join([_headline(found), *notes, "", *overall, "", *_grid(found.levels)])
-
-
-def _grid(levels: Sequence[Finding]) -> Iterator[str]:
-    """A row a level: the change of each number, with its 95 % interval."""
-    rows: dict[str, dict[str, Finding]] = {}
-    for one in levels:
-        rows.setdefault(one.what, {})[one.metric] = one
-    metrics = list(dict.fromkeys(one.metric for one in levels))
-    yield " " * 24 + "".join(f"{metric:>21}" for metric in metrics)
-    for what, cells in rows.items():
-        yield f"{what:<24}" + "".join(f"{_short(cells.get(metric)):>21}" for metric in metrics)
-    if any(one.judged != "no difference found" for one in levels):
-        yield "! slower or faster by more than chance explains, all levels considered"
-
-
-def _short(one: Finding | None) -> str:
-    if one is None:
-        return "-"
-    mark = "" if one.judged == "no difference found" else "!"
-    if one.change is None or one.low is None or one.high is None:
-        return f"{mark}{one.judged if mark else 'failed in both'}"
-    return f"{mark}{one.change:+.0%} ({one.low:+.0%} {one.high:+.0%})"
-
-
-def _headline(found: Comparison) -> str:
-    told = {
-        "regression": "Regression: the second side is slower.",
-        "improvement": "Improvement: the second side is faster.",
-        "mixed": "Mixed: the second side is slower in one thing and faster in another.",
-    }
-    least = max((one.could_have_seen or 0 for one in found.overall), default=0)
-    return told.get(found.headline, f"No difference found (could have seen ≥ {least:.0%}).")
-
-
-def _line(one: Finding) -> str:
-    return "  " + "  ".join(cell for cell in (f"{one.what:<28}", f"{one.metric:<20}", *_cells(one)) if cell)
-
-
-def _cells(one: Finding) -> tuple[str, str, str]:
-    values = ""
-    if one.a is not None and one.b is not None:
-        form = METRICS["req_per_s" if one.metric == "req/s" else "ttft_p50_s"].format
-        values = f"{form(one.a)} to {form(one.b)}"
-    if one.change is None or one.low is None or one.high is None:
-        return values, "", one.judged
-    seen = f" (could have seen ≥ {one.could_have_seen or 0:.0%})" if one.judged == "no difference found" else ""
-    return values, f"{one.change:+.1%} ({one.low:+.1%} to {one.high:+.1%})", one.judged + seen
+    lines = [fill(_sentence(found), WIDTH)]
+    for title, group in _grouped(found.findings):
+        lines += ["", title, _line(HEADS), *(_line(_cells(one)) for one in group)]
+    return "\n".join([*lines, "", *(fill(note, WIDTH, subsequent_indent="  ") for note in _remarks(found))])
 
 
 def markdown(found: Comparison) -> str:
-    rows = [f"| {one.what} | {one.metric} | {' | '.join(_cells(one))} |" for one in (*found.overall, *found.levels)]
-    head = ["| where | what | values | change (95 % interval) | |", "|---|---|---|---|---|"]
-    told = [f"- {text}" for text in (*found.notes, *found.brackets)]
-    return "\n".join([_headline(found), "", *told, "", *head, *rows, ""])
+    parts = [f"**{_sentence(found)}**", ""]
+    for title, group in _grouped(found.findings):
+        rows = [HEADS, ("---",) * 2 + ("---:",) * 4 + ("---",), *map(_cells, group)]
+        parts += [f"## {title}", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    return "\n".join([*parts, *(f"- {note}" for note in _remarks(found)), ""])
+
+
+def _sentence(found: Comparison) -> str:
+    """The verdict, and its surest reason."""
+    wanted = {"regression": "slower", "improvement": "faster"}.get(found.headline)
+    if wanted is None:
+        seen = [f"{_title(one.metric)} {_share(one.could_have_seen)}" for one in _overall(found) if one.could_have_seen]
+        return (
+            f"No difference found. Could have seen, over all levels: {', '.join(seen)}."
+            if seen
+            else "No difference found."
+        )
+    reasons = [one for one in found.findings if one.verdict == wanted]
+    first = min(reasons, key=lambda one: (one.concurrency is not None, one.p or 0.0))
+    others = f", and {len(reasons) - 1} findings more" if len(reasons) > 1 else ""
+    against = any(one.verdict == "faster" for one in found.findings) and wanted == "slower"
+    return (
+        f"{found.headline.capitalize()}: {_title(first.metric)} {_place(first)}, {_moved(first)}{others}"
+        f"{'; elsewhere it is faster' if against else ''}."
+    )
+
+
+def _overall(found: Comparison) -> list[Finding]:
+    return [one for one in found.findings if one.concurrency is None]
+
+
+def _grouped(findings: Sequence[Finding]) -> Iterator[tuple[str, list[Finding]]]:
+    several = len({one.variant for one in findings}) > 1
+    for variant, case in dict.fromkeys((one.variant, one.case) for one in findings):
+        name = case or "knee and ceiling"
+        yield (
+            f"{variant}, {name}" if several else name,
+            [one for one in findings if (one.variant, one.case) == (variant, case)],
+        )
+
+
+def _title(metric: str) -> str:
+    title = METRICS[metric].title if metric in METRICS else metric
+    return f"TTFT {title}" if metric in TESTED and "TTFT" not in title else title
+
+
+def _place(one: Finding) -> str:
+    return f"at {one.concurrency}" if one.concurrency else "over all levels" if one.case else "of the whole run"
+
+
+def _cells(one: Finding) -> tuple[str, ...]:
+    interval = "" if one.low is None or one.high is None else f"{_change(one.low)} to {_change(one.high)}"
+    unseen = one.verdict == SAME and one.could_have_seen is not None
+    verdict = f"{one.verdict} ({_share(one.could_have_seen)})" if unseen else one.verdict
+    where = str(one.concurrency or ("all levels" if one.case else ""))
+    return where, _title(one.metric), _value(one, one.a), _value(one, one.b), _change(one.change), interval, verdict
+
+
+def _value(one: Finding, value: float | None) -> str:
+    if value is None:
+        return "none" if not one.case else ""
+    return METRICS[one.metric].format(value) if one.metric in METRICS else f"{value:g}"
+
+
+def _moved(one: Finding) -> str:
+    return f"{_value(one, one.a)} to {_value(one, one.b)}, {_change(one.change)}".removeprefix(" to , ")
+
+
+def _change(change: float | None) -> str:
+    """A factor where it is large, for "+734 %" says little."""
+    if change is None:
+        return ""
+    return f"{change:+.0%}" if change < 2 else f"x{1 + change:.1f}" if math.isfinite(change) else "∞"
+
+
+def _share(change: float | None) -> str:
+    return "" if change is None else f"≥{change:.0%}" if change < 2 else f"≥x{1 + change:.1f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    widths = (-10, -8, 8, 8, 6, 15, -1)
+    cut = [cell.ljust(-width) if width < 0 else cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+    return "  ".join(cut).rstrip()
+
+
+def _remarks(found: Comparison) -> Iterator[str]:
+    yield f"Before: {', '.join(found.a)}. After: {', '.join(found.b)}."
+    yield (
+        f"(≥): the smallest slowdown that four of five such comparisons find. Verdicts allow for all that is tested "
+        f"at once, intervals do not; a change below {RELEVANT:.0%} is not called one."
+    )
+    yield from found.notes

@@ -1,7 +1,6 @@
 """What stands on one side of a comparison: a run, a published one, a folder of several, or another tool's result."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +78,3 @@ def _foreign(path: Path, other: Foreign) -> Side:
         imported=other.tool,
         notes=other.notes,
     )
-
-
-def paired(a: list[Side], b: list[Side]) -> tuple[list[Side], list[Side]]:
-    """Another tool knows no variants: beside a run of ours that has just one, its levels are that one's."""
-    names = {play.variant for side in (*a, *b) if not side.imported for play in side.plays}
-    if len(names) != 1:
-        return a, b
-    (name,) = names
-    return [_called(side, name) for side in a], [_called(side, name) for side in b]
-
-
-def _called(side: Side, name: str) -> Side:
-    return replace(side, plays=tuple(replace(play, variant=name) for play in side.plays)) if side.imported else side

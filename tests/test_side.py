@@ -62,7 +62,7 @@ def test_a_run_is_published_without_what_is_private_and_compares_like_itself(tmp
     assert "/home/somebody" not in told
     assert "fp8" in (results / "README.md").read_text()
     same = bench("compare", place, run, "--fail-on", "regression")
-    assert (same.returncode, same.stdout.partition(" (")[0]) == (0, "No difference found"), same.stderr
+    assert (same.returncode, same.stdout.partition(".")[0]) == (0, "No difference found"), same.stderr
     assert bench("publish", run, "--to", results).returncode == 2, "a published run is never overwritten"
     again = bench("report", place)
     assert again.returncode == 2
@@ -73,8 +73,8 @@ def test_a_regression_exits_5_and_an_improvement_does_not(tmp_path: Path) -> Non
     fast, slow = long_run(tmp_path / "a"), long_run(tmp_path / "b", slow=3.0)
     ran = bench("compare", fast, slow, "--fail-on", "regression")
     assert ran.returncode == 5, ran.stderr
-    assert ran.stdout.startswith("Regression: the second side is slower.")
-    assert "!+200%" in ran.stdout
+    assert ran.stdout.startswith("Regression: ")
+    assert "+200%" in ran.stdout
     assert bench("compare", slow, fast, "--fail-on", "regression").returncode == 0
     assert bench("compare", fast, slow).returncode == 0, "without --fail-on it only tells"
 
@@ -88,27 +88,26 @@ def test_what_is_not_valid_is_neither_published_nor_judged(tmp_path: Path) -> No
     assert "the run did not finish: interrupted" in refused.stderr
     assert not (tmp_path / "results").exists()
     assert bench("compare", run, run, "--fail-on", "regression").returncode == 4
-    assert "is not valid" in bench("compare", run, run).stdout
+    assert "NOT VALID" in bench("compare", run, run).stdout
 
 
-def test_runs_of_different_workloads_are_told_apart_loudly_and_not_judged(tmp_path: Path) -> None:
+def test_runs_of_different_workloads_are_refused(tmp_path: Path) -> None:
     a, b = long_run(tmp_path / "a"), long_run(tmp_path / "b")
     manifest = json.loads((b / "run.json").read_text())
     manifest["workload"]["digest"] = "other"
     (b / "run.json").write_text(json.dumps(manifest))
-    assert "- NOT THE SAME workload: w d before, w other after" in bench("compare", a, b).stdout
-    assert bench("compare", a, b, "--fail-on", "regression").returncode == 4
+    ran = bench("compare", a, b)
+    assert ran.returncode == 2
+    assert "the workloads differ: w d, then w other" in ran.stderr
 
 
 def test_a_folder_of_runs_counts_as_repeats(tmp_path: Path) -> None:
     several = tmp_path / "several"
+    several.mkdir()
     for name in "abc":
-        long_run(tmp_path / name).rename(several / name) if several.is_dir() else (
-            several.mkdir(),
-            long_run(tmp_path / name).rename(several / name),
-        )
+        long_run(tmp_path / name).rename(several / name)
     ran = bench("compare", several, several)
-    assert "runs on a side" not in ran.stdout, "three a side need no assumption"
+    assert "One run a side" not in ran.stdout, "three a side see the drift themselves"
 
 
 @pytest.mark.parametrize("form", ["vllm-bench", "llm-d", "github-action"])
@@ -128,7 +127,7 @@ def test_our_own_export_reads_back_as_another_tools_result_and_pairs_with_the_ru
     ran = bench("compare", run, two)
     assert ran.returncode == 0, ran.stderr
     assert "not checked" in ran.stdout
-    assert "fp8, realistic, C = 2" in ran.stdout
+    assert "TTFT p99" in ran.stdout
 
 
 def test_what_is_no_run_is_refused_in_a_line(tmp_path: Path) -> None:
