@@ -221,9 +221,10 @@ def report(run: Path, as_json: bool) -> int:
 def compare(before: Path, after: Path, fail_on: str | None, markdown: bool) -> int:
     """Is there a difference between two runs, and is it real?
 
-    BEFORE and AFTER are a run's folder, a published run's, a folder that holds several runs (which then count as
-    repeats), or a result of vllm bench serve, AIPerf or GuideLLM. Whole sessions are resampled, for the requests of one
-    are alike; where no difference is found, the table says how large one would have had to be.
+    BEFORE and AFTER are a run's folder, a published run's, a folder that holds several runs, or a result of vllm bench
+    serve, AIPerf or GuideLLM. The requests of a session are alike, and so are those of a run: what identical runs were
+    seen to do is not called a difference. Where none is found, the table says how large it would have had to be. Three
+    runs a side, taken in turns, see a tail that is a fifth slower; one rarely does.
 
     \b
     bench compare results/runs/MONDAY results/runs/TUESDAY
