@@ -41,7 +41,7 @@ def _place(run: dict[str, Any]) -> Path:
     card = launches[0]["name"] if launches[0] else gpus[0]["name"] if gpus else "endpoint"
     model = next(iter(run["variants"].values()))["server"]["model"]
     when = re.sub(r"[-:]|\+.*", "", run["started"])
-    return Path(*map(tables.slug, (card, model, "+".join(run["variants"]), f"{when}-{run['workload']['name']}")))
+    return Path(*map(tables.slug, (card, model, "-".join(run["variants"]), f"{when}-{run['workload']['name']}")))
 
 
 def _redacted(value: Any) -> Any:

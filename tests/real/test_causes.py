@@ -7,14 +7,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.real.command import BENCH, SMALL, needs_vllm, sweep
+from tests.real.command import BENCH, HERE, SMALL, needs_vllm, sweep
 
 pytestmark = needs_vllm
 PLENTY = ("--kv", "plenty", "--requests", "72")
 
 
 def test_four_slots_and_plenty_of_cache(tmp_path: Path) -> None:
-    run, _ = sweep(tmp_path / "r", *PLENTY, "--levels", "2,12", "--no-bounds", "--", "--max-num-seqs", "4")
+    answers = ("--workload", str(HERE / "long-answers.toml"))
+    run, _ = sweep(tmp_path / "r", *PLENTY, *answers, "--levels", "2,12", "--no-bounds", "--", "--max-num-seqs", "4")
     assert run["verdict"]["binding"] == "slot"
     assert run["verdict"]["cause"].startswith("no free slot: 12 sessions share 4 (--max-num-seqs); ")
     assert run["verdict"]["knee"] is None
@@ -22,9 +23,9 @@ def test_four_slots_and_plenty_of_cache(tmp_path: Path) -> None:
 
 
 def test_computing_everything_anew_with_plenty_of_cache(tmp_path: Path) -> None:
-    run, records = sweep(tmp_path / "r", *PLENTY, "--levels", "1,12")
+    run, records = sweep(tmp_path / "r", *PLENTY, "--levels", "1,24")
     assert run["verdict"]["worst_case"]["binding"] == "compute"
-    assert run["verdict"]["worst_case"]["sentence"].startswith("compute saturated: at 12 sessions")
+    assert run["verdict"]["worst_case"]["sentence"].startswith("compute saturated: at 24 sessions")
     assert all(r.queue_s is not None and r.prefill_s is not None for r in records), "this vLLM tells each its times"
 
 
