@@ -166,10 +166,13 @@ def _client(seen: Evidence) -> Iterator[Warning]:
             f" at p99, {_late_share(worst, 'ttft_p99_s'):.1%} of that level's p99 TTFT",
             "what it waits is part of the TTFT it reports",
             "give the client a core of its own, or fewer sessions",
-            fatal=_late_share(worst, "ttft_p99_s") > LATE_FATAL and (worst.late_p99_s or 0) > LATE_FATAL_FLOOR_S,
+            fatal=any(
+                _late_share(row, "ttft_p99_s") > LATE_FATAL and (row.late_p99_s or 0) > LATE_FATAL_FLOOR_S
+                for row in late
+            ),
         )
 
-    for row in rows:
+    for row in () if _open_loop(seen.run) else rows:
         whole = sum(getattr(row, f"wait_{name}_s") or 0.0 for name in COMPONENTS)
         ours = row.wait_client_s or 0.0
         if seen.facts["launch"] and ours > LATE_FATAL_FLOOR_S and ours > CLIENT_FATAL * whole:
@@ -181,6 +184,11 @@ def _client(seen: Evidence) -> Iterator[Warning]:
             )
 
 
+def _open_loop(run: dict[str, Any]) -> bool:
+    """There, a session waits for one of our C places by design."""
+    return bool((run["workload"]["file"].get("arrivals") or {}).get("sessions_per_s"))
+
+
 def _late_share(row: LevelRow, of: str) -> float:
     whole = getattr(row, of)
     return row.late_p99_s / whole if row.late_p99_s is not None and whole else 0.0
@@ -190,7 +198,7 @@ def _cold(seen: Evidence) -> Iterator[Warning | str]:
     """No prompt can be cached beyond what its session, or the level's warm-up, had sent before."""
     slack = max(64, seen.facts["server"]["cache"]["block_size"] or 0)
     told = [record for record in seen.sent if record.cached_tokens is not None]
-    warm = [record for record in told if (record.cached_tokens or 0) > record.eligible_tokens + slack]
+    warm = [record for record in told if (record.cached_tokens or 0) > record.reusable_tokens + slack]
     if not told:
         yield "the server does not tell what it had cached"
     if warm:
@@ -213,8 +221,8 @@ def _reuse(seen: Evidence) -> Iterator[Warning | str]:
     if abs(counted - total) > COUNTER_SHARE * max(total, 1):
         yield Warning(
             f"the server counted {counted:,.0f} cached tokens, our requests add up to {total:,}",
-            "preempted requests look their prefix up again; or others use this server",
-            "look at `preempted`, and measure a server that nobody else uses",
+            "others use this server, or it counts otherwise than it tells",
+            "measure a server that nobody else uses",
         )
 
 
@@ -263,7 +271,7 @@ def _drift(turns: Sequence[TurnRecord]) -> tuple[float, float]:
 def _alone(seen: Evidence) -> Iterator[Warning | str]:
     """Nobody else's requests on the server, nobody else's work on the machine."""
     answered = _grown(seen, "first_tokens")
-    ours = sum(record.first_s is not None for record in seen.records)
+    ours = len(seen.records)
     if answered is None:
         yield "the server does not count its answers"
     elif answered > ours * (1 + COUNTER_SHARE):
@@ -284,16 +292,24 @@ def _alone(seen: Evidence) -> Iterator[Warning | str]:
 
 def _settings(seen: Evidence) -> Iterator[Warning | str]:
     told = seen.facts.get("settings", [])
-    if len(told) < 2:
-        yield "not asked again after the run"
-    elif told[0] != told[1]:
-        changed = [name for name in told[0] if told[0][name] != told[1].get(name)]
+    if len(told) < 2 or not any(map(_said, told[1].values())):
+        yield "the server did not tell them again after the run"
+        return
+    changed = [
+        name for name, was in told[0].items() if _said(was) and _said(told[1].get(name)) and was != told[1][name]
+    ]
+    if changed:
         yield Warning(
             f"the server's {', '.join(changed)} changed while it was measured",
             f"before: {told[0]}; after: {told[1]}",
             "measure a server that nobody restarts",
             fatal=True,
         )
+
+
+def _said(setting: Any) -> bool:
+    """An answer that did not come is no change."""
+    return any(value is not None for value in setting.values()) if isinstance(setting, dict) else bool(setting)
 
 
 def _repeats(seen: Evidence) -> Iterator[Warning | str]:
@@ -313,6 +329,8 @@ def _depth(seen: Evidence) -> Iterator[Warning]:
     """A level whose sessions never grew to full depth never asked the cache for what that many sessions need."""
     realistic = sorted((r for r in seen.sent if r.case == "realistic"), key=lambda record: record.concurrency)
     deepest = max((record.turn for record in realistic), default=0)
+    if seen.run.get("typical", {}).get("turns", deepest) != deepest:
+        return  # sessions of many lengths end at many turns
     shallow = [
         concurrency
         for concurrency, group in groupby(realistic, lambda record: record.concurrency)

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from bench.hypertext import Column, cell, document, legend, sortable, worded
 from bench.stats import LevelRow, rate
 from bench.svg import clean, tag
-from bench.words import plain
+from bench.words import bracket, plain
 
 COLUMNS = (
     Column("card"),
@@ -40,9 +40,9 @@ class Entry:
     model: str
     precision: str
     workload: str
-    knee: tuple[int, int] | None
+    knee: str
+    knee_least: int | None  # sessions; sorts by
     knee_confidence: float | None
-    highest: int | None
     ceiling: int | None
     slo: str
     req_per_s: float | None  # at the ceiling
@@ -64,9 +64,9 @@ def entries(run: Mapping[str, Any], rows: Sequence[LevelRow], place: PurePath) -
             model=server.get("model") or launch.get("model") or "-",
             precision=name,
             workload=run["workload"]["name"],
-            knee=tuple(verdict["knee"]) if verdict["knee"] else None,
+            knee=bracket(verdict),
+            knee_least=verdict["knee"][0] if verdict["knee"] else verdict["highest"],
             knee_confidence=verdict.get("knee_confidence"),
-            highest=verdict["highest"],
             ceiling=verdict["ceiling"],
             slo=verdict["slo"],
             req_per_s=answered,
@@ -100,8 +100,7 @@ def _price(launch: Mapping[str, Any], req_per_s: float | None, turns: float) -> 
 
 def _texts(entry: Entry) -> tuple[str, ...]:
     """In the order of COLUMNS."""
-    knee = f"{entry.knee[0]} to {entry.knee[1]}" if entry.knee else f"none up to {entry.highest or 0}"
-    told = (entry.card, entry.model, entry.precision, entry.workload, knee, _sure(entry.knee_confidence),
+    told = (entry.card, entry.model, entry.precision, entry.workload, entry.knee, _sure(entry.knee_confidence),
             _told(entry.ceiling, "{:d}"), entry.slo, "-" if entry.req_per_s is None else rate(entry.req_per_s),
             _told(entry.usd_per_1000_tasks, "{:,.2f}"), entry.date, entry.vllm, entry.bench,
             entry.departures or "no")  # fmt: skip
@@ -118,9 +117,8 @@ def _sure(confidence: float | None) -> str:
 
 def _values(entry: Entry) -> tuple[object, ...]:
     """What each column is sorted by, where that is not its text."""
-    knee = entry.knee[0] if entry.knee else entry.highest
     price, answered = entry.usd_per_1000_tasks, entry.req_per_s
-    return (*[None] * 4, knee, entry.knee_confidence, entry.ceiling, None, answered, price, *[None] * 4)
+    return (*[None] * 4, entry.knee_least, entry.knee_confidence, entry.ceiling, None, answered, price, *[None] * 4)
 
 
 def index_html(found: Sequence[Entry]) -> str:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bench import capacity
 from bench.stats import COMPONENTS, LevelRow, rate, seconds, share, tokens
 
+Seen = Literal["lost tokens", "promise", ""]  # why a level is called broken
 LITTLE = 0.25  # more of mean TTFT than at the level it is compared with: less than this and nothing has broken
 
 
@@ -17,6 +18,7 @@ class Server:
     tokens: int | None  # of KV cache
     max_seqs: int | None
     typical: dict[str, Any]
+    open_loop: bool = False  # sessions arrive at a rate, and wait where all C places are taken
 
     def needed(self, sessions: float) -> float:
         """Tokens of that many sessions at their deepest."""
@@ -41,30 +43,35 @@ class Cause:
     sentence: str
 
 
-def cause(rows: Sequence[LevelRow], healthy: int, broken: int, server: Server, evicts: bool) -> Cause | None:
-    """None where the server did not tell enough. `evicts`: a knee was seen in lost tokens, whatever it costs yet."""
+def cause(rows: Sequence[LevelRow], healthy: int, broken: int, server: Server, seen: Seen = "") -> Cause | None:
+    """None where the server did not tell enough."""
     by_level = {row.concurrency: row for row in rows}
     before, here = by_level[healthy], by_level[broken]
-    added = {name: _wait(here, name) - _wait(before, name) for name in COMPONENTS}
-    if before.wait_compute_s is None or here.wait_compute_s is None:
+    if before.wait_compute_s is None or here.wait_compute_s is None or (healthy == broken and seen != "lost tokens"):
         return None
-    whole = sum(max(0.0, extra) for extra in added.values())
-    shares = {name: max(0.0, extra) / whole if whole else 0.0 for name, extra in added.items()}
-    total = sum(added.values())
-    binding = max(shares, key=lambda name: shares[name])
-    start = sum(_wait(before, name) for name in COMPONENTS)
-    if total < LITTLE * start and evicts:
+    start, end = (sum(_wait(row, name) for name in COMPONENTS) for row in (before, here))
+    added = {name: max(0.0, _wait(here, name) - _wait(before, name)) for name in COMPONENTS}
+    whole = sum(added.values())
+    shares = {name: extra / whole if whole else 0.0 for name, extra in added.items()}
+    binding, text = _said(shares, start, end, before, here, server, seen)
+    return Cause(binding, shares, end - start, healthy, broken, text)
+
+
+def _said(
+    shares: dict[str, float], start: float, end: float, before: LevelRow, here: LevelRow, server: Server, seen: Seen
+) -> tuple[str | None, str]:
+    """What binds, and the sentence that says so."""
+    if end - start >= LITTLE * start:
+        binding = max(shares, key=lambda name: shares[name])
+        reason, spent = _reason(binding, here, server)
+        return binding, f"{reason}; {shares[binding] * 100:.0f} % of the added wait {spent}"
+    if seen == "lost tokens":
         reason, spent = _reason("lost", here, server)
-        text = f"{reason}; {_wait(here, 'lost') / (start + total) * 100:.0f} % of all waiting at {broken} {spent}"
-        return Cause("lost", shares, total, healthy, broken, f"{text}: the tail pays, the mean hardly yet")
-    if total < LITTLE * start:
-        text = (
-            f"nothing broke: mean TTFT is {seconds(start + total)} at {broken} sessions, {seconds(start)} at {healthy}"
-        )
-        return Cause(None, shares, total, healthy, broken, text)
-    reason, spent = _reason(binding, here, server)
-    text = f"{reason}; {shares[binding] * 100:.0f} % of the added wait {spent}"
-    return Cause(binding, shares, total, healthy, broken, text)
+        of_all = f"{_wait(here, 'lost') / end * 100:.0f} % of all waiting at {here.concurrency} {spent}"
+        return "lost", f"{reason}; {of_all}: the tail pays, the mean hardly yet"
+    broke = "the promise was broken by the tail alone" if seen == "promise" else "nothing broke"
+    means = f"{seconds(end)} at {here.concurrency} sessions, {seconds(start)} at {before.concurrency}"
+    return None, f"{broke}: mean TTFT is {means}"
 
 
 def _wait(row: LevelRow, name: str) -> float:
@@ -75,6 +82,7 @@ def _reason(binding: str, row: LevelRow, server: Server) -> tuple[str, str]:
     """What stands behind it, and what the wait was spent on."""
     c = row.concurrency
     held = "" if server.tokens is None else f" of {tokens(server.tokens)} tokens"
+    unknown = "" if server.max_seqs else ", or out of slots (its --max-num-seqs is not known)"
     running = f"{row.running_max:.0f} requests were being answered at once" if row.running_max else "many at once"
     return {
         "lost": (f"KV cache full: {c} sessions need {tokens(server.needed(c))}{held}", "re-reads evicted history"),
@@ -90,11 +98,17 @@ def _reason(binding: str, row: LevelRow, server: Server) -> tuple[str, str]:
             "re-reads preempted requests",
         ),
         "compute": (
-            f"compute saturated: at {c} sessions the engine answers {rate(row.req_per_s or 0)} requests a second",
+            f"compute saturated{unknown}: at {c} sessions {rate(row.req_per_s or 0)} requests a second are answered",
             "goes to new tokens, its own and those of the requests ahead",
         ),
-        "client": (f"the client, not the server: at {c} sessions it falls behind", "passes outside the server"),
+        "client": (_outside(c, server), "passes outside the server"),
     }[binding]
+
+
+def _outside(level: int, server: Server) -> str:
+    if server.open_loop:
+        return f"sessions arrive faster than they are served: all {level} places were taken"
+    return f"the client, not the server: at {level} sessions it falls behind"
 
 
 def prediction(rows: Sequence[LevelRow], found: tuple[int, int] | None, server: Server) -> dict[str, Any] | None:
@@ -120,8 +134,7 @@ def _explain(rows: Sequence[LevelRow], found: tuple[int, int] | None, highest: i
     if found is None:
         if server.fits >= highest:
             return f"no level asked for more than fits: {server.fits:.1f} sessions, and the highest had {highest}"
-        held = by_level[highest]
-        return _unfilled(highest, held, server)
+        return _held(highest, by_level[highest], server)
     lo, hi = (by_level[level] for level in found)
     told = f"sessions under way held {tokens(lo)} tokens at {found[0]} and {tokens(hi)} at {found[1]}"
     told += f", of {tokens(server.tokens)}"
@@ -135,10 +148,11 @@ def _explain(rows: Sequence[LevelRow], found: tuple[int, int] | None, highest: i
     return f"{told}: eviction began where the held tokens do not explain it"
 
 
-def _unfilled(level: int, held: int, server: Server) -> str:
+def _held(level: int, held: int, server: Server) -> str:
+    """Where more was asked for than fits, and no knee was found."""
     assert server.tokens is not None
-    room = share(held / server.tokens)
-    return (
-        f"{level} sessions would need {tokens(server.needed(level))} tokens at their deepest, but those under way "
-        f"never held more than {tokens(held)}, {room} of the cache"
-    )
+    room = f"{tokens(held)}, {share(held / server.tokens)} of the cache"
+    if held > server.tokens:
+        return f"sessions under way held {room}: the lowest level measured lies past the knee, or losses went unseen"
+    needed = f"{level} sessions would need {tokens(server.needed(level))} tokens at their deepest"
+    return f"{needed}, but those under way never held more than {room}"

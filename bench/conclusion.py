@@ -1,5 +1,6 @@
 """A run's folder becomes all that the run says: rows, verdict, checks; from its records alone, today and in a year."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -90,12 +91,14 @@ def _rows(run: dict[str, Any], variant: str, records: Sequence[TurnRecord], samp
 
 def _server(run: dict[str, Any], facts: dict[str, Any]) -> Server:
     told = facts.get("server", {})
-    return Server(told.get("cache", {}).get("tokens"), _max_seqs(told.get("command")), run["typical"])
+    arrivals = run["workload"]["file"].get("arrivals") or {}
+    tokens = told.get("cache", {}).get("tokens")
+    return Server(tokens, _max_seqs(told.get("command")), run["typical"], bool(arrivals.get("sessions_per_s")))
 
 
 def _max_seqs(command: str | None) -> int | None:
     """Of the last that was given, which is the one that holds."""
-    values = re.findall(r"--max-num-seqs[ =](\d+)", command or "")
+    values = re.findall(r"--max[-_]num[-_]seqs[ =](\d+)", command or "")
     return int(values[-1]) if values else None
 
 
@@ -110,13 +113,16 @@ def _verdict(rows: Sequence[LevelRow], records: Sequence[TurnRecord], slo: Slo, 
     }
     found, top = knee.knee(realistic), knee.ceiling(realistic, slo)
     bracket = [found.lo, found.hi] if found else None
-    evicts = found is not None and found.seen_in == knee.SEEN_IN[True]
-    reason = cause.cause(realistic, *_compared(realistic, found, top), server, evicts) if realistic else None
+    below = found is None and knee.from_the_start(realistic)
+    broken_promise = bool(realistic) and top != realistic[-1].concurrency
+    seen = _seen(found, below, broken_promise)
+    reason = cause.cause(realistic, *_compared(realistic, found, top), server, seen) if realistic else None
     worst = _case(rows, "worst")
     ends = (worst[0].concurrency, worst[-1].concurrency) if len(worst) > 1 else None
-    saturated = cause.cause(worst, *ends, server, False) if ends else None
+    saturated = cause.cause(worst, *ends, server) if ends else None
     return {
         "knee": bracket,
+        "below": realistic[0].concurrency if below else None,
         "seen_in": found.seen_in if found else None,
         "knee_confidence": knee.knee_confidence(found, realistic, turns[found.lo], turns[found.hi]) if found else None,
         "ceiling": top,
@@ -152,6 +158,13 @@ def _compared(rows: Sequence[LevelRow], found: Knee | None, top: int | None) -> 
     return (top, above[0]) if top is not None and above else (levels[0], levels[-1])
 
 
+def _seen(found: Knee | None, below: bool, broken_promise: bool) -> cause.Seen:
+    """What made us call a level broken."""
+    if below or (found and found.seen_in == knee.SEEN_IN[True]):
+        return "lost tokens"
+    return "promise" if found is None and broken_promise else ""
+
+
 def _luck(rows: Sequence[LevelRow], found: Knee | None) -> dict[str, Any] | None:
     """The two cohorts at the first level past the knee."""
     row = next((row for row in rows if found and row.concurrency == found.hi), None)
@@ -162,9 +175,14 @@ def _luck(rows: Sequence[LevelRow], found: Knee | None) -> dict[str, Any] | None
         "unlucky": row.unlucky,
         "requests": row.requests,
         "first_turn": row.first_unlucky_turn,
-        "lucky_p50_s": row.lucky_p50_s,
-        "unlucky_p50_s": row.unlucky_p50_s,
+        "lucky_p50_s": _number(row.lucky_p50_s),
+        "unlucky_p50_s": _number(row.unlucky_p50_s),
     }
+
+
+def _number(value: float | None) -> float | None:
+    """None where it is a failure: run.json is JSON, which knows no infinity."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _cache_worth(rows: Sequence[LevelRow]) -> dict[str, Any] | None:

@@ -5,7 +5,8 @@ The rule, in the words a user reads (README, "How the knee is found"):
   requests lost more than 1,000 tokens of their own history: then the 99th percentile is made of them.
 - Where it does not, the tail has left the body when p99 is at least 3 times the last healthy level's, more than the
   growth in sessions explains, while p50 has not followed.
-- One level is not a cliff: of the two levels above, at least one has to say the same.
+- One level is not a cliff: the level above has to say the same, by times alone one of the two above; the highest level
+  that was measured has no such witness.
 The knee is the bracket between the last level before and the first level after.
 """
 
@@ -76,14 +77,19 @@ def ceiling(rows: Sequence[LevelRow], slo: Slo) -> int | None:
 
 def knee(rows: Sequence[LevelRow]) -> Knee | None:
     """Rows of the realistic case in order of concurrency."""
-    by_loss = bool(rows) and all(row.unlucky is not None for row in rows)
-    broken = _evicts if by_loss else _leaves
+    by_loss = any(row.unlucky is not None for row in rows)
+    broken, witnesses = (_evicts, 1) if by_loss else (_leaves, 2)
     for at in range(1, len(rows)):
-        before, here, above = rows[at - 1], rows[at], rows[at + 1 : at + 3]
+        before, here, above = rows[at - 1], rows[at], rows[at + 1 : at + 1 + witnesses]
         stays = not above or any(broken(row, before) for row in above)
         if broken(here, before) and stays and not _evicts(before, before):
             return Knee(before.concurrency, here.concurrency, SEEN_IN[by_loss])
     return None
+
+
+def from_the_start(rows: Sequence[LevelRow]) -> bool:
+    """The lowest level is past the knee already, and so is the one above."""
+    return bool(rows) and all(_evicts(row, row) for row in rows[:2])
 
 
 def _evicts(row: LevelRow, _: LevelRow) -> bool:

@@ -66,12 +66,9 @@ def _headline(run: Run) -> str:
     verdicts = run["verdict"]["variants"]
     if len(verdicts) < 2:
         return said[0] if said else "Nothing was measured."
-    return words.plain(f"Knees: {', '.join(f'{name} {_bracket(one)}' for name, one in verdicts.items())} sessions.")
-
-
-def _bracket(verdict: Mapping[str, Any]) -> str:
-    found = verdict["knee"]
-    return f"{found[0]} to {found[1]}" if found else f"none up to {verdict['highest']}"
+    return words.plain(
+        f"Knees: {', '.join(f'{name} {words.bracket(one)}' for name, one in verdicts.items())} sessions."
+    )
 
 
 def _stamp(run: Run) -> Iterator[str]:
@@ -252,7 +249,7 @@ def _predictions(run: Run) -> Iterator[str]:
         if said := verdict["prediction"]:
             lines = {
                 "Predicted": f"{said['predicted']:.1f} sessions fit",
-                "Observed": f"knee {_bracket(verdict)}",
+                "Observed": f"knee {words.bracket(verdict)}",
                 "Error": _error(said["error"]),
                 "Explained by": said["explanation"],
             }

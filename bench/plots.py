@@ -417,7 +417,7 @@ def _worth(cases: Mapping[str, Sequence[LevelRow]]) -> tuple[str, str]:
     if not real.req_per_s or not worst.req_per_s:
         return f"What the cache is worth at {level} sessions", told
     times = real.req_per_s / worst.req_per_s
-    return f"At {level} sessions the cache is worth {times:.1f} times the requests a second", told
+    return f"At {level} sessions {times:.1f} times what full depth without the cache would answer", told
 
 
 def precisions(run: Mapping[str, Any]) -> str | None:
@@ -460,7 +460,8 @@ def _precisions_title(verdicts: Mapping[str, Mapping[str, Any]]) -> str:
 def _bracket(scale: Scale, y: float, verdict: Mapping[str, Any], variant: str) -> str:
     found, fit, highest = verdict.get("knee"), verdict.get("predicted_knee"), verdict.get("highest") or 0
     lo, hi = found or (highest, highest)
-    seen = f"knee {lo}{DASH}{hi}" if found else f"no knee up to {highest}" if highest else "nothing measured"
+    none = f"knee below {verdict['below']}" if verdict.get("below") else f"no knee up to {highest}"
+    seen = f"knee {lo}{DASH}{hi}" if found else none if highest else "nothing measured"
     tip = f"{variant} \u00b7 {seen}" + ("" if fit is None else f" \u00b7 {fit:.1f} sessions fit")
     bars = [box(scale(0), y - 12, scale(lo) - scale(0), 22, "a")]
     if found:

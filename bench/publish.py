@@ -12,7 +12,14 @@ from bench.errors import BenchError, Exit
 from bench.records import Folder
 from bench.table import from_csv
 
-ABSOLUTE = re.compile(r"""(?<![^\s"'=:])/(?:[^/\s"']+/)+""")
+# What helps nobody to repeat a run, and is nobody's business: in this order.
+PRIVATE = (
+    (re.compile(r"(--[\w-]*(?:token|key|password|secret)[\w-]*[= ])\S+"), r"\1REDACTED"),
+    (re.compile(r"(https?://)(?:[^/\s@]*@)?(?!127\.0\.0\.1\b|localhost\b)[^/\s:'\"]+"), r"\1HOST"),
+    (re.compile(r"(?:file://)?/(?:home|Users)/[^/\s\"'`,()]+"), "~"),
+    (re.compile(r"""(?:file://)?(?<![\w./~-])(?:~|\.\.)?/(?:[^/\s"'`,()]+/)+"""), ""),
+)
+SECRET = re.compile(r"--[\w-]*(?:token|key|password|secret)[\w-]*")
 
 
 def publish(done: Conclusion, results: Path) -> Path:
@@ -23,7 +30,7 @@ def publish(done: Conclusion, results: Path) -> Path:
             f"a run that is not valid is not published: {reasons}", "mend that and run it again", Exit.INVALID
         )
     public = replace(done, run=_redacted(done.run))
-    place = results / _place(done.run)
+    place = results / _place(public.run)
     Folder.vacant(place)
     place.mkdir(parents=True)
     folder = Folder(place)
@@ -45,12 +52,18 @@ def _place(run: dict[str, Any]) -> Path:
 
 
 def _redacted(value: Any) -> Any:
-    """Without the name of the host and the folders of whoever ran it: neither helps to repeat a run."""
+    """Without hosts, secrets and the folders of whoever ran it."""
     if isinstance(value, dict):
         return {key: "" if key == "host" else _redacted(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_redacted(inner) for inner in value]
-    return ABSOLUTE.sub("", value) if isinstance(value, str) else value
+        after = [None, *value]
+        secret = [isinstance(word, str) and SECRET.fullmatch(word) is not None for word in after]
+        return ["REDACTED" if hide else _redacted(inner) for hide, inner in zip(secret, value, strict=False)]
+    if not isinstance(value, str):
+        return value
+    for private, instead in PRIVATE:
+        value = private.sub(instead, value)
+    return value
 
 
 def index(results: Path) -> None:

@@ -53,7 +53,13 @@ class TurnRecord:
 
     @property
     def lost_tokens(self) -> int | None:
-        return None if self.cached_tokens is None else max(0, self.eligible_tokens - self.cached_tokens)
+        return None if self.cached_tokens is None else max(0, self.reusable_tokens - self.cached_tokens)
+
+    @property
+    def reusable_tokens(self) -> int:
+        """Eligible ones as the server counts them: text becomes other tokens than planned."""
+        read = self.prompt_tokens or self.planned_prompt_tokens
+        return round(self.eligible_tokens * read / max(1, self.planned_prompt_tokens))
 
     @property
     def late_s(self) -> float:

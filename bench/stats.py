@@ -205,7 +205,7 @@ def _most(samples: Sequence[dict[str, Any]], name: str) -> float | None:
 
 def _eligible_hit_rate(turns: Sequence[TurnRecord]) -> float | None:
     measured = [record for record in turns if record.lost_tokens is not None]
-    eligible = sum(record.eligible_tokens for record in measured)
+    eligible = sum(record.reusable_tokens for record in measured)
     return 1 - sum(record.lost_tokens or 0 for record in measured) / eligible if eligible else None
 
 

@@ -123,7 +123,7 @@ def plan(
     # 200 requests tell nothing of a cache that they cannot fill: there each session has to grow to its end.
     filled = largest is not None and largest * work.typical(seed).turns < STUDY_REQUESTS
     ends = tuple(sorted({levels[0], fitting[-1]})) if bounds else ()
-    return Plan(work, levels, ends, miss_rates, requests, not filled, repeats, seed, timeout_s)
+    return Plan(work, levels, ends, tuple(dict.fromkeys(miss_rates)), requests, not filled, repeats, seed, timeout_s)
 
 
 class Show(Protocol):

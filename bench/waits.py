@@ -12,12 +12,15 @@ What passes outside the engine (sending late, HTTP, reading late) is the **clien
 at a moment nobody sees: their tokens take their share of the time put down to reading.
 """
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from bench.records import TurnRecord
 
-FULL = 0.95  # of the blocks are held by requests being answered: only then can one have waited for blocks
+# Of the blocks, held by requests being answered: only then can one have waited for blocks. vLLM takes a prompt in only
+# if all of it fits, and the gauge is read once a second: so well below 1, and not asked where requests were preempted.
+FULL = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def split(records: Sequence[TurnRecord], told: Told) -> Wait | None:
     turns = [record for record in records if record.ttft_s is not None and record.turn > 0]
     if not turns or any(record.lost_tokens is None for record in turns):
         return None
-    full = told.kv_usage_max is None or told.kv_usage_max >= FULL
+    full = told.kv_usage_max is None or told.kv_usage_max >= FULL or (told.preemptions or 0) > 0
     stays = _stays(turns, told.max_seqs, _client_share(turns, told.ttft_s))
     slot, blocks, lost, compute = _spent(stays, told.max_seqs, full)
     whole = sum(record.ttft_s or 0.0 for record in turns)
@@ -94,6 +97,7 @@ def _client_share(turns: Sequence[TurnRecord], ttft_s: float | None) -> float:
 def _stays(turns: Sequence[TurnRecord], max_seqs: int | None, client_share: float) -> list[Stay]:
     """By the engine's clock where it was told, else by ours and the rule of first come, first served."""
     made: list[Stay] = []
+    slots: list[float] = []  # when the last max_seqs to leave do
     for record in sorted(turns, key=lambda record: record.sent_s):
         assert record.first_s is not None
         assert record.lost_tokens is not None
@@ -101,11 +105,15 @@ def _stays(turns: Sequence[TurnRecord], max_seqs: int | None, client_share: floa
         if record.prefill_s is not None:
             scheduled = record.first_s - record.prefill_s
         else:
-            busy = sorted(stay.end_s for stay in made if stay.end_s > arrived)
-            scheduled = arrived if max_seqs is None or len(busy) < max_seqs else min(busy[-max_seqs], record.first_s)
+            scheduled = (
+                arrived if max_seqs is None or len(slots) < max_seqs else min(max(arrived, slots[0]), record.first_s)
+            )
         read = (record.prompt_tokens or record.planned_prompt_tokens) - (record.cached_tokens or 0)
         lost = min(1.0, record.lost_tokens / read) if read > 0 else 0.0
         made.append(Stay(arrived, max(arrived, scheduled), record.first_s, max(record.end_s, record.first_s), lost))
+        heapq.heappush(slots, made[-1].end_s)
+        if max_seqs is not None and len(slots) > max_seqs:
+            heapq.heappop(slots)
     return made
 
 

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.stats import LevelRow, more_sessions, rate, seconds
@@ -47,29 +47,41 @@ def _sentences(verdict: dict[str, Any]) -> Iterator[str]:
     if verdict["cause"]:
         yield f"Cause: {verdict['cause']}."
     if luck := verdict["luck"]:
-        yield (
-            f"Unlucky: at {luck['level']} sessions {luck['unlucky']} of {luck['requests']} requests had lost their "
-            f"history, the first at turn {luck['first_turn']}; their p50 is {seconds(luck['unlucky_p50_s'])}, "
-            f"the others' {seconds(luck['lucky_p50_s'])}."
-        )
+        yield _luck(luck)
     if verdict["prediction"]:
         yield _prediction(verdict["prediction"])
     yield _ceiling(verdict)
     if worth := verdict["cache_worth"]:
-        owed = 1 - worth["worst"] / worth["realistic"]
         yield (
             f"The cache: at {worth['level']} sessions {rate(worth['best'])} requests a second with everything cached, "
-            f"{rate(worth['realistic'])} as played, {rate(worth['worst'])} with only the shared prompt: "
-            f"{owed * 100:.0f} % of what is answered is owed to it."
+            f"{rate(worth['realistic'])} as played, {rate(worth['worst'])} at full depth with only the shared prompt."
         )
     if (worst := verdict["worst_case"]) and worst["binding"]:
         yield f"Worst case: {worst['sentence']}."
 
 
+def _luck(said: Mapping[str, Any]) -> str:
+    theirs, others = said["unlucky_p50_s"], said["lucky_p50_s"]
+    slow = "half of them failed" if theirs is None else f"their p50 is {seconds(theirs)}"
+    rest = "" if others is None else f", the others' {seconds(others)}"
+    return (
+        f"Unlucky: at {said['level']} sessions {said['unlucky']} of {said['requests']} requests had lost their "
+        f"history, the first at turn {said['first_turn']}; {slow}{rest}."
+    )
+
+
+def bracket(verdict: Mapping[str, Any]) -> str:
+    """Where the knee lies, in few words."""
+    if found := verdict["knee"]:
+        return f"{found[0]} to {found[1]}"
+    return f"below {verdict['below']}" if verdict.get("below") else f"none up to {verdict['highest'] or 0}"
+
+
 def _knee(verdict: dict[str, Any]) -> str:
     found = verdict["knee"]
     if not found:
-        return f"Knee: none up to {verdict['highest']} sessions."
+        already = ", the lowest level measured, which loses history already" if verdict.get("below") else ""
+        return f"Knee: {bracket(verdict)} sessions{already}."
     sure = _sure(verdict["knee_confidence"])
     return f"Knee: between {found[0]} and {found[1]} sessions (seen in {verdict['seen_in']}{sure})."
 

@@ -23,7 +23,7 @@ def evidence(
     settings = {"cache": {"tokens": 1}, "version": "1", "models": ["m"]}
     told = {"server": {"cache": {"block_size": 16}}, "dialect": {"name": "token ids"}, "launch": None,
             "settings": [settings, settings], **facts}  # fmt: skip
-    run = {"variants": {"v": told}, "machine": {"busy": 0.1}, "repeats": 1,
+    run = {"variants": {"v": told}, "workload": {"file": {}}, "machine": {"busy": 0.1}, "repeats": 1,
            "levels": [{"variant": "v", "case": "realistic", "concurrency": 2, "requests": planned}]}  # fmt: skip
     return Evidence(run, "v", records, rows)
 
@@ -94,6 +94,33 @@ def test_a_client_that_reads_late_on_our_own_machine_makes_the_run_worthless(row
     assert "80% of TTFT passed outside the server, 80 ms" in what
     assert fatal
     assert said(evidence(rows=[slow])) == [], "of a server elsewhere it may be the way there"
+
+
+def test_waiting_for_our_own_places_is_no_late_client_where_sessions_arrive_at_a_rate(row: Row) -> None:
+    seen = evidence(rows=[row(wait_client_s=9.0, wait_compute_s=0.02)], launch={"name": "cpu"})
+    seen.run["workload"]["file"] = {"arrivals": {"sessions_per_s": 2.0}}
+    assert said(seen) == []
+
+
+def test_one_level_that_is_too_late_is_fatal_whatever_the_others_are(row: Row) -> None:
+    little = row(ttft_p50_s=0.01, ttft_p99_s=0.03, late_p99_s=0.02)
+    much = row(concurrency=8, ttft_p50_s=0.3, ttft_p99_s=0.9, late_p99_s=0.5)
+    assert said(evidence(rows=[little]))[0][1] is False
+    assert said(evidence(rows=[little, much]))[0][1] is True
+
+
+def test_text_that_became_other_tokens_than_planned_is_neither_warm_nor_lost() -> None:
+    more = replace(ONE, planned_prompt_tokens=10_000, eligible_tokens=9_000, prompt_tokens=10_300, cached_tokens=9_270)
+    assert "cached further" not in str(said(evidence([more], dialect={"name": "text"})))
+    fewer = replace(more, prompt_tokens=9_700, cached_tokens=8_730)
+    assert fewer.lost_tokens == 0, "none of the 9,000 words was lost, they are 8,730 tokens"
+
+
+def test_a_server_that_does_not_answer_afterwards_has_not_changed() -> None:
+    told = [{"cache": {"tokens": 5}, "version": "1"}, {"cache": {"tokens": None}, "version": None}]
+    seen = evidence([ONE], settings=told)
+    assert said(seen) == []
+    assert passed(seen)["settings were the same afterwards"] is None
 
 
 def test_a_prompt_cached_further_than_anything_sent_means_a_warm_level() -> None:

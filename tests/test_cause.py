@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -28,7 +29,7 @@ def level(row: Row, c: int, held: int = 0, **waits: float) -> LevelRow:
         ("preempted", "KV cache too small for what is being answered: 7 preemptions; 75 % of the added wait"),
         (
             "compute",
-            "compute saturated: at 14 sessions the engine answers 5.00 requests a second; 75 % of the added wait",
+            "compute saturated: at 14 sessions 5.00 requests a second are answered; 75 % of the added wait",
         ),
         ("client", "the client, not the server: at 14 sessions it falls behind; 75 % of the added wait"),
     ],
@@ -36,15 +37,29 @@ def level(row: Row, c: int, held: int = 0, **waits: float) -> LevelRow:
 def test_the_component_that_took_the_most_is_named_with_its_share(row: Row, binding: str, said: str) -> None:
     other = "client" if binding == "compute" else "compute"
     before = level(row, 12, **{other: 0.2})
-    found = cause.cause([before, level(row, 14, **{other: 0.3, binding: 0.3})], 12, 14, SERVER, False)
+    found = cause.cause([before, level(row, 14, **{other: 0.3, binding: 0.3})], 12, 14, SERVER)
     assert found is not None
     assert found.binding == binding
     assert found.shares[binding] == pytest.approx(0.75)
     assert found.sentence.startswith(said)
 
 
+def test_what_is_not_known_or_by_design_is_not_blamed_on_others(row: Row) -> None:
+    rows = [level(row, 1, compute=0.2), level(row, 8, compute=0.9)]
+    found = cause.cause(rows, 1, 8, replace(SERVER, max_seqs=None))
+    assert found is not None
+    assert found.sentence.startswith("compute saturated, or out of slots (its --max-num-seqs is not known)")
+    late = cause.cause([level(row, 1, client=0.2), level(row, 8, client=9.0)], 1, 8, replace(SERVER, open_loop=True))
+    assert late is not None
+    assert late.sentence.startswith("sessions arrive faster than they are served: all 8 places were taken")
+    tail = cause.cause([level(row, 6, compute=0.2), level(row, 8, compute=0.2)], 6, 8, SERVER, "promise")
+    assert tail is not None
+    assert tail.sentence.startswith("the promise was broken by the tail alone: mean TTFT is 200 ms at 8 sessions")
+    assert cause.cause(rows, 8, 8, SERVER) is None, "one level alone has nothing to be compared with"
+
+
 def test_where_nothing_was_added_nothing_is_blamed(row: Row) -> None:
-    found = cause.cause([level(row, 1, compute=0.20), level(row, 8, compute=0.22)], 1, 8, SERVER, False)
+    found = cause.cause([level(row, 1, compute=0.20), level(row, 8, compute=0.22)], 1, 8, SERVER)
     assert found is not None
     assert found.binding is None
     assert found.sentence == "nothing broke: mean TTFT is 220 ms at 8 sessions, 200 ms at 1"
@@ -52,14 +67,14 @@ def test_where_nothing_was_added_nothing_is_blamed(row: Row) -> None:
 
 def test_a_cliff_that_costs_little_yet_is_still_one(row: Row) -> None:
     rows = [level(row, 13, compute=0.35), level(row, 14, compute=0.30, lost=0.06)]
-    found = cause.cause(rows, 13, 14, SERVER, True)
+    found = cause.cause(rows, 13, 14, SERVER, "lost tokens")
     assert found is not None
     assert found.binding == "lost"
     assert "; 17 % of all waiting at 14 re-reads evicted history: the tail pays, the mean hardly yet" in found.sentence
 
 
 def test_without_the_servers_word_there_is_no_cause(row: Row) -> None:
-    assert cause.cause([row(concurrency=1), row(concurrency=2)], 1, 2, SERVER, False) is None
+    assert cause.cause([row(concurrency=1), row(concurrency=2)], 1, 2, SERVER) is None
 
 
 def explained(rows: list[LevelRow], found: tuple[int, int] | None) -> str:

@@ -72,6 +72,24 @@ def test_the_best_case_has_no_knee(row: Row) -> None:
 def test_evicting_from_the_first_level_on_leaves_the_knee_below_what_was_measured(row: Row) -> None:
     rows = [row(concurrency=c, ttft_p50_s=1, ttft_p99_s=9, unlucky=50) for c in (14, 16, 18)]
     assert bracket(rows) is None
+    assert knee.from_the_start(rows)
+    assert knee.from_the_start(rows[:1])
+    assert not knee.from_the_start([replace(rows[0], unlucky=0), *rows])
+    assert not knee.from_the_start([])
+
+
+def test_a_noisy_level_borrows_no_witness_from_the_true_cliff(row: Row) -> None:
+    unlucky = {8: 0, 10: 3, 12: 0, 14: 11, 16: 34}
+    assert bracket([row(concurrency=c, ttft_p50_s=1, ttft_p99_s=2, unlucky=u) for c, u in unlucky.items()]) == (12, 14)
+
+
+def test_a_level_of_which_nothing_is_known_does_not_blind_the_others(row: Row) -> None:
+    unlucky = {8: 0, 12: 0, 14: 11, 16: 34, 48: None}
+    rows = [row(concurrency=c, ttft_p50_s=1, ttft_p99_s=2, unlucky=u) for c, u in unlucky.items()]
+    assert bracket(rows) == (12, 14)
+    found = knee.knee(rows)
+    assert found is not None
+    assert found.seen_in == "lost tokens"
 
 
 def level(unlucky: int, sessions: int = 20, slow: float = 5.0) -> list[TurnRecord]:

@@ -270,7 +270,7 @@ def test_waits_stack_up_to_the_mean(drawn: Any) -> None:
 
 def test_the_band_says_what_the_cache_is_worth(drawn: Any) -> None:
     said = words(drawn(change=lambda r: replace(r, req_per_s=1.0) if r.case == "worst" else r)["band.svg"])
-    assert "At 12 sessions the cache is worth 6.7 times the requests a second" in said
+    assert "At 12 sessions 6.7 times what full depth without the cache would answer" in said
     assert "divides p50 by 4.0" in said
 
 

@@ -1,9 +1,12 @@
 """What is printed, to the letter; and that an old run says the same again."""
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+
+import pytest
 
 from bench import progress, report, table
 from bench.conclusion import conclude
@@ -73,6 +76,20 @@ def test_a_run_is_concluded_from_its_records_alone(tmp_path: Path) -> None:
     report.write(folder, conclude(folder))
     assert first == {name: (folder.path / name).read_text() for name in first}
     assert "inside the bracket" in first["table.md"]
+
+
+def test_a_run_that_lies_past_the_knee_altogether_says_so_and_failures_are_no_number(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    lines = (folder.path / "requests.jsonl").read_text().splitlines()
+    lost = [line.replace('"cached_tokens":6000', '"cached_tokens":100') for line in lines]
+    (folder.path / "requests.jsonl").write_text("\n".join(lost) + "\n")
+    done = conclude(folder)
+    report.write(folder, done)
+    assert "Knee: below 1 sessions, the lowest level measured, which loses history already." in report.closing(
+        done, folder
+    )
+    assert "none up to" not in (folder.path / "table.md").read_text()
+    json.loads((folder.path / "run.json").read_text(), parse_constant=lambda constant: pytest.fail(constant))
 
 
 def test_a_level_that_was_cut_short_has_no_row(tmp_path: Path) -> None:

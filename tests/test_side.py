@@ -34,12 +34,16 @@ def long_run(place: Path, slow: float = 1.0) -> Path:
     variant = {**run["variants"]["fp8"], "settings": [settings, settings]}
     variant["server"] = {
         **variant["server"],
-        "model": "mini/../../evil",
+        "model": "/home/somebody/mini/../../evil",
         "cache": {"block_size": 16, "tokens": 400_000},
     }
     run |= {"levels": levels, "schema": 2, "variants": {"fp8": variant}}
     run["machine"]["host"] = "secret-host"
-    run["argv"] = ["bench", "sweep", "--out", "/home/somebody/runs/x"]
+    run["argv"] = ["bench", "sweep", "--endpoint", "http://me:pw@gpu7.corp:8000/v1", "--out", "/home/somebody/runs/x",
+                   "--", "--hf-token", "hf_1", "--api-key=sk_2", "--model", "~/secret-folder/m"]  # fmt: skip
+    variant["server"]["command"] = (
+        "/opt/of-somebody/vllm serve --hf-token hf_1 --port 7 (/home/somebody/x,/home/somebody)"
+    )
     folder.write_manifest(run)
     return folder.path
 
@@ -58,8 +62,9 @@ def test_a_run_is_published_without_what_is_private_and_compares_like_itself(tmp
     }
     assert not (place / "requests.jsonl").exists()
     told = "".join(file.read_text() for file in results.rglob("*") if file.is_file())
-    assert "secret-host" not in told
-    assert "/home/somebody" not in told
+    for private in ("secret-host", "somebody", "hf_1", "sk_2", "me:pw", "gpu7", "secret-folder"):
+        assert private not in told
+    assert "vllm serve --hf-token REDACTED --port 7" in told
     assert "fp8" in (results / "README.md").read_text()
     same = bench("compare", place, run, "--fail-on", "regression")
     assert (same.returncode, same.stdout.partition(".")[0]) == (0, "No difference found"), same.stderr

@@ -14,7 +14,7 @@ def turn(session: int, due: float, first: float, end: float, lost: int = 0, **mo
     """1,000 tokens to read, `lost` of them known before; all but those 1,000 of 5,000 are cached."""
     return replace(
         ONE, session=session, intended_s=due, sent_s=due, first_s=first, last_s=end, end_s=end, prompt_tokens=5000,
-        cached_tokens=4000, eligible_tokens=4000 + lost, **more,
+        planned_prompt_tokens=5000, cached_tokens=4000, eligible_tokens=4000 + lost, **more,
     )  # fmt: skip
 
 
