@@ -328,8 +328,8 @@ def _repeats(seen: Evidence) -> Iterator[Warning | str]:
 def _depth(seen: Evidence) -> Iterator[Warning]:
     """A level whose sessions never grew to full depth never asked the cache for what that many sessions need."""
     realistic = sorted((r for r in seen.sent if r.case == "realistic"), key=lambda record: record.concurrency)
-    deepest = max((record.turn for record in realistic), default=0)
-    if seen.run.get("typical", {}).get("turns", deepest) != deepest:
+    deepest = seen.run["workload"]["file"].get("session", {}).get("turns")
+    if not isinstance(deepest, int):
         return  # sessions of many lengths end at many turns
     shallow = [
         concurrency

@@ -1,5 +1,6 @@
 """Numbers become a reason: what the added wait past the last healthy level was spent on, and what stands behind it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,6 +9,7 @@ from bench import capacity
 from bench.stats import COMPONENTS, LevelRow, rate, seconds, share, tokens
 
 Seen = Literal["lost tokens", "promise", ""]  # why a level is called broken
+SATURATED = 1 / 3  # of the growth in sessions, as an exponent: less than this in answers
 LITTLE = 0.25  # more of mean TTFT than at the level it is compared with: less than this and nothing has broken
 
 
@@ -63,10 +65,10 @@ def _said(
     """What binds, and the sentence that says so."""
     if end - start >= LITTLE * start:
         binding = max(shares, key=lambda name: shares[name])
-        reason, spent = _reason(binding, here, server)
+        reason, spent = _reason(binding, before, here, server)
         return binding, f"{reason}; {shares[binding] * 100:.0f} % of the added wait {spent}"
     if seen == "lost tokens":
-        reason, spent = _reason("lost", here, server)
+        reason, spent = _reason("lost", before, here, server)
         of_all = f"{_wait(here, 'lost') / end * 100:.0f} % of all waiting at {here.concurrency} {spent}"
         return "lost", f"{reason}; {of_all}: the tail pays, the mean hardly yet"
     broke = "the promise was broken by the tail alone" if seen == "promise" else "nothing broke"
@@ -78,11 +80,10 @@ def _wait(row: LevelRow, name: str) -> float:
     return float(getattr(row, f"wait_{name}_s") or 0.0)
 
 
-def _reason(binding: str, row: LevelRow, server: Server) -> tuple[str, str]:
+def _reason(binding: str, before: LevelRow, row: LevelRow, server: Server) -> tuple[str, str]:
     """What stands behind it, and what the wait was spent on."""
     c = row.concurrency
     held = "" if server.tokens is None else f" of {tokens(server.tokens)} tokens"
-    unknown = "" if server.max_seqs else ", or out of slots (its --max-num-seqs is not known)"
     running = f"{row.running_max:.0f} requests were being answered at once" if row.running_max else "many at once"
     return {
         "lost": (f"KV cache full: {c} sessions need {tokens(server.needed(c))}{held}", "re-reads evicted history"),
@@ -98,11 +99,22 @@ def _reason(binding: str, row: LevelRow, server: Server) -> tuple[str, str]:
             "re-reads preempted requests",
         ),
         "compute": (
-            f"compute saturated{unknown}: at {c} sessions {rate(row.req_per_s or 0)} requests a second are answered",
+            _shared(before, row, server),
             "goes to new tokens, its own and those of the requests ahead",
         ),
         "client": (_outside(c, server), "passes outside the server"),
     }[binding]
+
+
+def _shared(before: LevelRow, row: LevelRow, server: Server) -> str:
+    """Saturated where more sessions hardly bring more answers, else just shared by more."""
+    was, now = before.req_per_s or 0.0, row.req_per_s or 0.0
+    told = (
+        f"at {row.concurrency} sessions {rate(now)} requests a second are answered, {rate(was)} at {before.concurrency}"
+    )
+    grown = math.log(now / was) / math.log(row.concurrency / before.concurrency) if was and now else 0.0
+    unknown = "" if server.max_seqs else ", or out of slots (its --max-num-seqs is not known)"
+    return f"compute saturated{unknown}: {told}" if grown < SATURATED else f"compute shared by more: {told}"
 
 
 def _outside(level: int, server: Server) -> str:

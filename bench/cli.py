@@ -31,7 +31,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        code = cli(standalone_mode=False)
+        code = _run()
         sys.exit(code if isinstance(code, int) else Exit.FINE)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
@@ -46,6 +46,15 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("bench: interrupted", err=True)
         sys.exit(Exit.INTERRUPTED)
+
+
+def _run() -> object:
+    try:
+        return cli(standalone_mode=False)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise BenchError(f"{error.filename}: {error.strerror}") from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -228,7 +237,7 @@ def compare(before: Path, after: Path, fail_on: str | None, markdown: bool) -> i
 
     \b
     bench compare results/runs/MONDAY results/runs/TUESDAY
-    bench compare results/l4/Qwen-Qwen3-4B-FP8/fp8 run --fail-on regression      last published against tonight's
+    bench compare results/l4/Qwen-Qwen3-4B-FP8/fp8/DATE run --fail-on regression      published against tonight's
     """
     from bench import compare as differ
     from bench import side
@@ -244,7 +253,9 @@ def compare(before: Path, after: Path, fail_on: str | None, markdown: bool) -> i
 def _judgeable(sides: "list[Side]") -> None:
     """A gate must not open or close on numbers that mean nothing."""
     if bad := [one.name for one in sides if not one.valid or one.imported]:
-        raise BenchError(f"--fail-on judges no run that is not valid: {', '.join(bad)}", "leave it out", Exit.INVALID)
+        raise BenchError(
+            f"--fail-on judges no run that is not valid: {', '.join(bad)}", "leave --fail-on out", Exit.INVALID
+        )
 
 
 @cli.command()
@@ -279,6 +290,8 @@ def export(run: Path, form: str, out: Path | None) -> int:
     done = conclusion.conclude(Folder.open(run))
     out = out or run / "export"
     out.mkdir(parents=True, exist_ok=True)
+    if not done.valid:
+        click.echo("warning: this run is INVALID: its stamp says why", err=True)
     for name, text in exporter.export(done.run, done.rows, done.records, form).items():
         Folder(out).write(name, text)
         click.echo(str(out / name))

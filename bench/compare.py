@@ -492,7 +492,7 @@ def _limit(blank: Finding, before: Sequence[Bracket | None], after: Sequence[Bra
     """The levels that were played are its interval: brackets that touch may hold the same truth."""
     a, b = ([found for found in side if found] for side in (before, after))
     shown = replace(
-        blank, a=_middle(a) if len(a) == len(before) else None, b=_middle(b) if len(b) == len(after) else None
+        blank, a=_lower(a) if len(a) == len(before) else None, b=_lower(b) if len(b) == len(after) else None
     )
     if shown.a is None or shown.b is None:
         return shown
@@ -502,8 +502,9 @@ def _limit(blank: Finding, before: Sequence[Bracket | None], after: Sequence[Bra
     return replace(shown, change=shown.b / shown.a - 1, low=low, high=high, verdict=verdict)
 
 
-def _middle(found: Sequence[Bracket]) -> float:
-    return sum(lo if math.isinf(hi) else (lo + hi) / 2 for lo, hi in found) / len(found)
+def _lower(found: Sequence[Bracket]) -> float:
+    """The last level before the knee, the highest that kept the promise: what the runs themselves print."""
+    return sum(lo for lo, _ in found) / len(found)
 
 
 # --- may they be compared, and what differs besides ---
@@ -579,14 +580,14 @@ WIDTH = 100
 
 
 def text(found: Comparison) -> str:
-    lines = [fill(_sentence(found), WIDTH)]
+    lines = [fill(_sentence(found), WIDTH), *(fill(note, WIDTH, subsequent_indent="  ") for note in _loud(found))]
     for title, group in _grouped(found.findings):
         lines += ["", title, _line(HEADS), *(_line(_cells(one)) for one in group)]
     return "\n".join([*lines, "", *(fill(note, WIDTH, subsequent_indent="  ") for note in _remarks(found))])
 
 
 def markdown(found: Comparison) -> str:
-    parts = [f"**{_sentence(found)}**", ""]
+    parts = [f"**{_sentence(found)}**", "", *(f"- **{note}**" for note in _loud(found)), ""]
     for title, group in _grouped(found.findings):
         rows = [HEADS, ("---",) * 2 + ("---:",) * 4 + ("---",), *map(_cells, group)]
         parts += [f"## {title}", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
@@ -677,4 +678,9 @@ def _remarks(found: Comparison) -> Iterator[str]:
         f"(≥): the smallest slowdown that four of five such comparisons find. Verdicts allow for all that is tested "
         f"at once, intervals do not; a change below {RELEVANT:.0%} is not called one."
     )
-    yield from found.notes
+    yield from (note for note in found.notes if note not in _loud(found))
+
+
+def _loud(found: Comparison) -> list[str]:
+    """What has to be read before the numbers."""
+    return [note for note in found.notes if note.startswith("DIFFERS") or "NOT VALID" in note]

@@ -289,10 +289,12 @@ def _hollow_entry(rows: Iterable[LevelRow], names: Iterable[str], shape: str) ->
 
 
 def _band(panel: Panel, rows: Sequence[LevelRow], name: str, look: Look) -> str:
-    """The 95 % interval, cut off at the panel's edges."""
+    """The 95 % interval, cut off at the panel's edges; up to what was seen where it has no upper limit."""
     edges = []
     for row in rows:
         low, high = (getattr(row, f"ttft_{name}_{end}_s") for end in ("lo", "hi"))
+        if stats.more_sessions(row, f"ttft_{name}_s"):
+            high = getattr(row, f"ttft_{name}_s")
         known = low is not None and high is not None and low < math.inf
         x, y = panel.x(row.concurrency), panel.y
         edges.append((x, y(y.within(high)), y(y.within(low))) if known else None)

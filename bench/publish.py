@@ -24,6 +24,8 @@ SECRET = re.compile(r"--[\w-]*(?:token|key|password|secret)[\w-]*")
 
 def publish(done: Conclusion, results: Path) -> Path:
     """Where it lies now."""
+    if not done.rows:
+        raise BenchError("a run of which no level was played to its end is not published", exit=Exit.INVALID)
     if not done.valid:
         reasons = "; ".join(warning.what for warning in done.warnings if warning.fatal)
         raise BenchError(

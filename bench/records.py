@@ -75,7 +75,7 @@ class Folder:
     @staticmethod
     def vacant(path: Path) -> None:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise BenchError(f"{path} exists already", "a run never overwrites another: give --out a new folder")
+            raise BenchError(f"{path} exists already", "a run never overwrites another: take a new folder")
 
     @classmethod
     def create(cls, path: Path) -> "Folder":
@@ -115,7 +115,10 @@ class Folder:
     def rows(self, file: str) -> Iterable[dict[str, Any]]:
         if not (self.path / file).is_file():
             return
-        lines = (self.path / file).read_text().splitlines()
+        try:
+            lines = (self.path / file).read_text().splitlines()
+        except UnicodeDecodeError:
+            raise BenchError(f"{self.path / file} is damaged: it is not text", exit=Exit.INVALID) from None
         for number, line in enumerate(lines, 1):
             try:
                 yield json.loads(line)

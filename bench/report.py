@@ -35,9 +35,14 @@ def markdown(done: Conclusion) -> str:
     """The study's table, its verdict and its conditions, ready to be pasted."""
     run = done.run
     below = limits(done.rows)
-    parts = [f"# {title(run)}", "", *(f"- {text}" for text in sentences(run)), f"- {stamp(run)}", ""]
+    parts = [f"# {_inert(title(run))}", "", *(f"- {_inert(text)}" for text in (*sentences(run), stamp(run))), ""]
     parts += [table.markdown(done.rows), *([below, ""] if below else []), "## Conditions", ""]
-    return "\n".join([*parts, *(f"- {text}" for text in conditions(run)), ""])
+    return "\n".join([*parts, *(f"- {_inert(text)}" for text in conditions(run)), ""])
+
+
+def _inert(text: str) -> str:
+    """No markup of others in our Markdown; between backticks it is none."""
+    return "`".join(part if at % 2 else part.replace("<", "&lt;") for at, part in enumerate(text.split("`")))
 
 
 def closing(done: Conclusion, folder: Folder) -> str:

@@ -34,7 +34,12 @@ def sentences(run: dict[str, Any]) -> list[str]:
     for name, verdict in run["verdict"]["variants"].items():
         prefix = f"{name}: " if several else ""
         texts += [prefix + text for text in _sentences(verdict)]
-    caveats = {v["launch"]["file"]["caveat"] for v in run["variants"].values() if v["launch"]}
+    launches = [facts["launch"] for facts in run["variants"].values() if facts["launch"]]
+    # with the user's own flags or model it may no longer be true
+    caveats = {
+        launch["file"]["caveat"] for launch in launches
+        if not launch["extra"] and launch["model"] == launch["file"]["serve"]["model"]
+    }  # fmt: skip
     texts += [caveat for caveat in caveats if caveat]
     return [plain(text) for text in texts]
 

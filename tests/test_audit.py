@@ -159,7 +159,19 @@ def test_repeats_that_do_not_agree_are_named(row: Row) -> None:
 
 def test_levels_too_short_to_reach_full_depth_are_named() -> None:
     deep = [replace(ONE, turn=12, concurrency=2), replace(ONE, turn=4, concurrency=48)]
-    assert said(evidence(deep)) == [("v: at C = 48 no session reached its last turn", False)]
+    seen = evidence(deep)
+    seen.run["workload"]["file"] = {"session": {"turns": 12}}
+    assert said(seen) == [("v: at C = 48 no session reached its last turn", False)]
+    seen.run["workload"]["file"] = {"session": {"turns": {"min": 3, "max": 30}}}
+    assert said(seen) == [], "sessions of many lengths end at many turns"
+
+
+def test_levels_of_which_none_reached_full_depth_are_named_too() -> None:
+    seen = evidence([replace(ONE, turn=2, concurrency=13), replace(ONE, turn=2, concurrency=14)])
+    seen.run["workload"]["file"] = {"session": {"turns": 12}}
+    (warning,) = [warning for check in audit.audit(seen) for warning in check.warnings]
+    assert warning.what == "v: at C = 13, 14 no session reached its last turn"
+    assert warning.try_next.startswith("--requests 168 ")
 
 
 @pytest.mark.parametrize(("slower_by_the_end", "noticed"), [(0.0, False), (1.0, True)])

@@ -29,7 +29,7 @@ def level(row: Row, c: int, held: int = 0, **waits: float) -> LevelRow:
         ("preempted", "KV cache too small for what is being answered: 7 preemptions; 75 % of the added wait"),
         (
             "compute",
-            "compute saturated: at 14 sessions 5.00 requests a second are answered; 75 % of the added wait",
+            "compute saturated: at 14 sessions 5.00 requests a second are answered, 5.00 at 12; 75 %",
         ),
         ("client", "the client, not the server: at 14 sessions it falls behind; 75 % of the added wait"),
     ],
@@ -49,6 +49,11 @@ def test_what_is_not_known_or_by_design_is_not_blamed_on_others(row: Row) -> Non
     found = cause.cause(rows, 1, 8, replace(SERVER, max_seqs=None))
     assert found is not None
     assert found.sentence.startswith("compute saturated, or out of slots (its --max-num-seqs is not known)")
+    more = cause.cause([rows[0], replace(rows[1], req_per_s=20.0)], 1, 8, SERVER)
+    assert more is not None
+    assert more.sentence.startswith(
+        "compute shared by more: at 8 sessions 20.00 requests a second are answered, 5.00 at 1"
+    )
     late = cause.cause([level(row, 1, client=0.2), level(row, 8, client=9.0)], 1, 8, replace(SERVER, open_loop=True))
     assert late is not None
     assert late.sentence.startswith("sessions arrive faster than they are served: all 8 places were taken")

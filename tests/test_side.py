@@ -135,6 +135,15 @@ def test_our_own_export_reads_back_as_another_tools_result_and_pairs_with_the_ru
     assert "TTFT p99" in ran.stdout
 
 
+def test_what_cannot_be_written_or_read_is_refused_in_a_line(tmp_path: Path) -> None:
+    run = long_run(tmp_path)
+    ran = bench("export", run, "--as", "llm-d", "--to", "/dev/null/x")
+    assert (ran.returncode, "Traceback" in ran.stderr) == (2, False), ran.stderr
+    (run / "requests.jsonl").write_bytes(bytes(range(256)))
+    ran = bench("report", run)
+    assert (ran.returncode, "Traceback" in ran.stderr) == (4, False), ran.stderr
+
+
 def test_what_is_no_run_is_refused_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     ran = bench("compare", tmp_path / "x.json", tmp_path / "nowhere")

@@ -149,8 +149,8 @@ def under_way(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     finally:
         process.kill()
         process.communicate()
-        for pid in ours_still_running(out):
-            os.kill(pid, signal.SIGKILL)
+        for group in {os.getpgid(pid) for pid in ours_still_running(out)}:
+            os.killpg(group, signal.SIGKILL)  # the engine itself renames its process, and its tag is gone with that
 
 
 def test_ctrl_c_keeps_the_records_and_leaves_no_server(under_way: tuple[subprocess.Popen[str], Path]) -> None:
