@@ -64,7 +64,7 @@ class Side:
 
     name: str
     plays: tuple[Play, ...]
-    knees: Mapping[str, Sequence[int] | None]  # of each variant: the last level before it, the first after
+    knees: Mapping[str, Sequence[float] | None]  # of each variant: the last level before it, the first after
     ceilings: Mapping[str, int | None]
     sure: Mapping[str, tuple[float | None, float | None]]  # of knee and ceiling
     conditions: Mapping[str, str]  # what has to be equal for numbers to be comparable

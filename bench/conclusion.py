@@ -124,7 +124,7 @@ def _verdict(rows: Sequence[LevelRow], records: Sequence[TurnRecord], slo: Slo, 
         "knee": bracket,
         "below": realistic[0].concurrency if below else None,
         "seen_in": found.seen_in if found else None,
-        "knee_confidence": knee.knee_confidence(found, realistic, turns[found.lo], turns[found.hi]) if found else None,
+        "knee_confidence": _knee_confidence(found, below, realistic, turns),
         "ceiling": top,
         "ceiling_confidence": knee.ceiling_confidence(slo, turns[top], _above(turns, top)) if top is not None else None,
         "slo": slo.text,
@@ -143,6 +143,14 @@ def _verdict(rows: Sequence[LevelRow], records: Sequence[TurnRecord], slo: Slo, 
 
 def _case(rows: Sequence[LevelRow], case: str) -> list[LevelRow]:
     return sorted((row for row in rows if row.case == case), key=lambda row: row.concurrency)
+
+
+def _knee_confidence(
+    found: Knee | None, below: bool, rows: Sequence[LevelRow], turns: dict[int, list[TurnRecord]]
+) -> float | None:
+    if found:
+        return knee.knee_confidence(found, rows, turns[found.lo], turns[found.hi])
+    return knee.absence_confidence(turns[min(turns) if below else max(turns)], below) if turns else None
 
 
 def _above(turns: dict[int, list[TurnRecord]], level: int) -> list[TurnRecord]:

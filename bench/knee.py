@@ -129,6 +129,14 @@ def knee_confidence(found: Knee, rows: Sequence[LevelRow], lo: Turns, hi: Turns)
     return float(np.mean(here >= before * _wanted(by_level[found.hi], by_level[found.lo])))
 
 
+def absence_confidence(turns: Turns, already: bool) -> float | None:
+    """Where no knee was found: how sure it is that the highest level is healthy, or the lowest `already` broken."""
+    if all(stats.is_unlucky(record) is None for record in turns):
+        return None
+    healthy = sample.chance_below(_flags(turns, stats.is_unlucky), UNLUCKY_SHARE)
+    return 1 - healthy if already else healthy
+
+
 def ceiling_confidence(slo: Slo, kept: Turns, broken: Turns) -> float | None:
     """How sure it is that the promise is kept there and not at the level above; only of percentiles of TTFT."""
     match = re.fullmatch(r"ttft_p(\d+)_s", slo.metric)

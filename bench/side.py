@@ -1,5 +1,6 @@
 """What stands on one side of a comparison: a run, a published one, a folder of several, or another tool's result."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,22 @@ def _run(folder: Folder) -> Side:
     return Side(
         name=str(folder.path),
         plays=plays,
-        knees={name: verdict["knee"] for name, verdict in verdicts.items()},
+        knees={name: _knee(verdict) for name, verdict in verdicts.items()},
         ceilings={name: verdict["ceiling"] for name, verdict in verdicts.items()},
         sure={name: (v["knee_confidence"], v["ceiling_confidence"]) for name, v in verdicts.items()},
         conditions=dict(_conditions(run)),
         valid=run["verdict"]["valid"],
         imported=None,
     )
+
+
+def _knee(verdict: dict[str, Any]) -> tuple[float, float] | None:
+    """Between which levels it lies; where none was found, below the lowest or above the highest that was played."""
+    if found := verdict["knee"]:
+        return found[0], found[1]
+    if verdict.get("below"):
+        return 1, verdict["below"]
+    return (verdict["highest"], math.inf) if verdict["highest"] else None
 
 
 def _conditions(run: dict[str, Any]) -> Iterator[tuple[str, str]]:

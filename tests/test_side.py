@@ -20,16 +20,16 @@ def bench(*words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def long_run(place: Path, slow: float = 1.0) -> Path:
-    """A valid run of two levels, twenty sessions each."""
+def long_run(place: Path, slow: float = 1.0, levels: tuple[int, ...] = (1, 2)) -> Path:
+    """A valid run, twenty sessions a level."""
     run = run_folder(place).manifest()
     folder = Folder.create(place / "long")
-    for concurrency in (1, 2):
+    for concurrency in levels:
         for n in range(200):
             took = slow * (0.3 + 0.001 * (n % 37))
             turn = replace(ONE, variant="fp8", concurrency=concurrency, session=n // 10, turn=1 + n % 10)
             folder.keep(replace(turn, first_s=10.0 + took, cached_tokens=96))
-    levels = [asdict(Level("fp8", "realistic", c, 0, 200)) for c in (1, 2)]
+    played = [asdict(Level("fp8", "realistic", c, 0, 200)) for c in levels]
     settings = {"cache": {"tokens": 4000}, "version": "0.32.0", "models": ["m"]}
     variant = {**run["variants"]["fp8"], "settings": [settings, settings]}
     variant["server"] = {
@@ -37,7 +37,7 @@ def long_run(place: Path, slow: float = 1.0) -> Path:
         "model": "/home/somebody/mini/../../evil",
         "cache": {"block_size": 16, "tokens": 400_000},
     }
-    run |= {"levels": levels, "schema": 2, "variants": {"fp8": variant}}
+    run |= {"levels": played, "schema": 2, "variants": {"fp8": variant}}
     run["machine"]["host"] = "secret-host"
     run["argv"] = ["bench", "sweep", "--endpoint", "http://me:pw@gpu7.corp:8000/v1", "--out", "/home/somebody/runs/x",
                    "--", "--hf-token", "hf_1", "--api-key=sk_2", "--model", "~/secret-folder/m"]  # fmt: skip
@@ -82,6 +82,18 @@ def test_a_regression_exits_5_and_an_improvement_does_not(tmp_path: Path) -> Non
     assert "+200%" in ran.stdout
     assert bench("compare", slow, fast, "--fail-on", "regression").returncode == 0
     assert bench("compare", fast, slow).returncode == 0, "without --fail-on it only tells"
+
+
+def test_a_knee_where_there_was_none_is_a_regression(tmp_path: Path) -> None:
+    fine, broken = (long_run(tmp_path / name, levels=(1, 2, 4)) for name in "ab")
+    lines = (broken / "requests.jsonl").read_text().splitlines()
+    for at in range(200, 600):  # of the second level and the third
+        if at % 5 == 0:
+            lines[at] = lines[at].replace('"eligible_tokens":96', '"eligible_tokens":9000')
+    (broken / "requests.jsonl").write_text("\n".join(lines) + "\n")
+    ran = bench("compare", fine, broken, "--fail-on", "regression")
+    assert ran.returncode == 5, ran.stdout + ran.stderr
+    assert ran.stdout.startswith("Regression: knee of the whole run, 4 to 1")
 
 
 def test_what_is_not_valid_is_neither_published_nor_judged(tmp_path: Path) -> None:
