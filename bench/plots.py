@@ -1,26 +1,23 @@
-"""Numbers become pictures: each answers one question, and says the answer in its title where it can."""
+"""Numbers become pictures, over the levels: each answers one question, and says the answer in its title if it can."""
 
 import math
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from bench import capacity, stats, svg
+from bench import stats, svg
+from bench.lives import luck, memory, timeline
 from bench.records import TurnRecord
-from bench.stats import COMPONENTS, METRICS, PERCENTILES, LevelRow, rate, seconds, share, tokens
+from bench.scene import LEFT, RIGHT, Data, Seen, at_level, data_of, part_of, positive, short, tick
+from bench.stats import COMPONENTS, METRICS, PERCENTILES, LevelRow, rate, seconds, share
 from bench.svg import Panel, Scale, box, figure, line, text
 from bench.tables import slug
 
-LEFT, RIGHT = 64.0, 636.0
 C_AXIS = "sessions at once (C)"
 DASH = "\N{EN DASH}"
 BELOW = "\N{BLACK DOWN-POINTING TRIANGLE}"
 MANY = 64  # the highest level over the lowest: from there on the axis doubles in equal steps
-BARS = 600  # as many requests as a timeline can show apart
-CELLS = 300  # and as many sessions as a bar can
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +37,6 @@ CASE_TEXT = {
     "realistic": "realistic",
     "worst": "worst: only the shared prompt cached",
 }
-# What a request lost, more than so many tokens: an unlucky one has lost more than stats.UNLUCKY_TOKENS.
-LOSS = (
-    (-1, "nothing"),
-    (0, "up to 1K"),
-    (stats.UNLUCKY_TOKENS, "1K to 4K"),
-    (4_000, "4K to 12K"),
-    (12_000, "over 12K"),
-)
 # Colour and pattern, from the bottom of the stack.
 WAITS: dict[str, tuple[str, str | None]] = {
     "compute": ("t1", None),
@@ -65,56 +54,6 @@ SPENT = {
     "slot": "waiting for a slot",
     "client": "what is outside the engine",
 }
-Data = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One variant: what its pictures are drawn from."""
-
-    run: Mapping[str, Any]
-    variant: str
-    rows: Sequence[LevelRow]
-    records: Sequence[TurnRecord]
-    number: int
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        return _part(self.run["variants"], self.variant)
-
-    @property
-    def verdict(self) -> Mapping[str, Any]:
-        return _part(self.run["verdict"]["variants"], self.variant)
-
-    @property
-    def tokens(self) -> int | None:
-        """Of KV cache, by the server's word."""
-        found: int | None = _part(_part(self.facts, "server"), "cache").get("tokens")
-        return found
-
-    @property
-    def knee(self) -> tuple[int, int] | None:
-        found = self.verdict.get("knee")
-        return (found[0], found[1]) if found else None
-
-    def case(self, name: str) -> list[LevelRow]:
-        return sorted((row for row in self.rows if row.case == name), key=lambda row: row.concurrency)
-
-    def turns(self, level: int) -> list[TurnRecord]:
-        return [r for r in self.records if r.case == "realistic" and r.concurrency == level and r.turn > 0]
-
-    def figure(self, name: str, title: str, told: str, height: float, *body: str) -> str:
-        several = len(self.run["variants"]) > 1
-        named = f"{_short(self.variant)}: {title}" if several else title
-        return figure(self.key(name), named, told, height, *body)
-
-    def key(self, name: str) -> str:
-        """By number, for a variant's name may hold anything."""
-        return f"{name}-{self.number}"
-
-
-def _part(whole: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return whole.get(name) or {}
 
 
 def draw(
@@ -139,17 +78,6 @@ def draw(
     return made
 
 
-# --- what several figures share ---
-
-
-def _short(name: str, most: int = 18) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}\u2026"
-
-
-def _data(row: LevelRow) -> Data:
-    return {"data_level": row.concurrency, "data_variant": row.variant, "data_case": row.case}
-
-
 def _levels(rows: Iterable[LevelRow]) -> list[float]:
     return sorted({float(row.concurrency) for row in rows})
 
@@ -162,18 +90,8 @@ def _across(rows: Iterable[LevelRow]) -> Scale:
     return Scale(levels[0] - room, levels[-1] + room, LEFT, RIGHT)
 
 
-def _positive(values: Iterable[float | None]) -> list[float]:
-    """Those that a logarithmic axis can hold: neither absent nor infinite."""
-    return [value for value in values if value is not None and 0 < value < math.inf]
-
-
 def _times(values: Sequence[float], bottom: float, top: float) -> Scale:
     return Scale(min(values) / 1.3, max(values) * 1.3, bottom, top, log=True)
-
-
-def _round(value: float) -> str:
-    """A tick of a time axis."""
-    return f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms"
 
 
 def _knee_shade(panel: Panel, seen: Seen, label: bool = False) -> str:
@@ -247,11 +165,11 @@ def _series(
         tip = f"C = {row.concurrency} \u00b7 {told(row)}"
         if math.isinf(value):
             x, y = panel.x(row.concurrency), panel.y.end
-            parts.append(svg.mark(x, y, "cross", f"{look.class_} line", tip, **_data(row)))
+            parts.append(svg.mark(x, y, "cross", f"{look.class_} line", tip, **data_of(row)))
             parts.append(text(x, y - 8, "failed", None, "middle"))
         elif point is not None:
             class_ = look.class_ + (" hollow" if hollow(row) else "")
-            parts.append(svg.mark(*point, look.shape, class_, tip, **_data(row)))
+            parts.append(svg.mark(*point, look.shape, class_, tip, **data_of(row)))
     return "".join(parts)
 
 
@@ -301,24 +219,17 @@ def _band(panel: Panel, rows: Sequence[LevelRow], name: str, look: Look) -> str:
     return svg.area(edges, look.class_)
 
 
-def _at(rows: Iterable[LevelRow], level: float) -> LevelRow | None:
-    return next((row for row in rows if row.concurrency == level), None)
-
-
-# --- the figures ---
-
-
 def curve(seen: Seen) -> str | None:
     """Where does the tail leave the body, and what does it cost in throughput?"""
     rows = seen.case("realistic")
     names = [f"ttft_{p}{end}" for p in PERCENTILES for end in ("_s", "_lo_s", "_hi_s")]
-    values = _positive(getattr(row, name) for row in rows for name in names)
+    values = positive(getattr(row, name) for row in rows for name in names)
     if not values:
         return None
     limit = _limit_s(seen.verdict.get("slo") or "")
-    above = Panel(_across(rows), _times([*values, *_positive([limit])], 336, 104))
-    below = Panel(above.x, Scale(0, max(_positive(row.req_per_s for row in rows), default=1) * 1.15, 470, 396))
-    parts = [svg.frame(above, "TTFT", _round), svg.frame(below, "req/s", lambda value: f"{value:g}", 20)]
+    above = Panel(_across(rows), _times([*values, *positive([limit])], 336, 104))
+    below = Panel(above.x, Scale(0, max(positive(row.req_per_s for row in rows), default=1) * 1.15, 470, 396))
+    parts = [svg.frame(above, "TTFT", tick), svg.frame(below, "req/s", lambda value: f"{value:g}", 20)]
     parts += [_knee_shade(above, seen, label=True), _knee_shade(below, seen)]
     parts += [_band(above, rows, name, look) for name, look in TAILS.items()]
     parts.append(_promise(above, seen))
@@ -329,7 +240,7 @@ def curve(seen: Seen) -> str | None:
     if limit is not None:
         ceiling = seen.verdict.get("ceiling")
         kept = "kept at no level" if ceiling is None else f"\N{BLACK DIAMOND} ceiling {ceiling}"
-        ends += [(above.y(limit) - 7, _short(seen.verdict["slo"]), "in"), (above.y(limit) + 7, kept, "soft")]
+        ends += [(above.y(limit) - 7, short(seen.verdict["slo"]), "in"), (above.y(limit) + 7, kept, "soft")]
     parts.append(svg.end_labels(above, ends))
     answered = _told("req/s", _column("req_per_s"), rate)
     parts.append(_series(below, rows, _column("req_per_s"), Look("ink", "circle"), answered))
@@ -350,7 +261,7 @@ def _last(rows: Sequence[LevelRow], name: str) -> float | None:
 def _curve_title(seen: Seen, rows: Sequence[LevelRow]) -> str:
     if seen.knee is None:
         return f"No cliff up to {rows[-1].concurrency} sessions"
-    lo, hi = (_at(rows, level) for level in seen.knee)
+    lo, hi = (at_level(rows, level) for level in seen.knee)
     title = f"The cliff stands between {seen.knee[0]} and {seen.knee[1]} sessions"
     if not lo or not hi or not lo.ttft_p99_s or not hi.ttft_p99_s:
         return title
@@ -361,11 +272,11 @@ def band(seen: Seen) -> str | None:
     """What is the cache worth?"""
     cases = {case: rows for case in CASES if (rows := seen.case(case))}
     every = [row for rows in cases.values() for row in rows]
-    values = _positive(value for row in every for value in (row.ttft_p50_s, row.ttft_p99_s))
+    values = positive(value for row in every for value in (row.ttft_p50_s, row.ttft_p99_s))
     if len(cases) < 2 or not values:
         return None
     panel = Panel(_across(every), _times(values, 336, 104))
-    parts = [svg.frame(panel, "TTFT", _round), _knee_shade(panel, seen, label=True)]
+    parts = [svg.frame(panel, "TTFT", tick), _knee_shade(panel, seen, label=True)]
     for case, rows in cases.items():
         look = CASES[case]
         thin = Look(f"{look.class_} thin", "dot", "1 3")
@@ -410,11 +321,11 @@ def _worth(cases: Mapping[str, Sequence[LevelRow]]) -> tuple[str, str]:
     if not common or not {"realistic", "worst"} <= set(cases):
         return "Between everything cached and nothing but the shared prompt", told
     level = max(common)
-    at = {case: _at(rows, level) for case, rows in cases.items()}
+    at = {case: at_level(rows, level) for case, rows in cases.items()}
     real, worst = at["realistic"], at["worst"]
     assert real is not None
     assert worst is not None
-    if len(medians := _positive([real.ttft_p50_s, worst.ttft_p50_s])) == 2:
+    if len(medians := positive([real.ttft_p50_s, worst.ttft_p50_s])) == 2:
         told = f"It divides p50 by {medians[1] / medians[0]:.1f}. {told}"
     if not real.req_per_s or not worst.req_per_s:
         return f"What the cache is worth at {level} sessions", told
@@ -424,7 +335,7 @@ def _worth(cases: Mapping[str, Sequence[LevelRow]]) -> tuple[str, str]:
 
 def precisions(run: Mapping[str, Any]) -> str | None:
     """What does a smaller KV cache entry buy?"""
-    verdicts = {name: _part(run["verdict"]["variants"], name) for name in run["variants"]}
+    verdicts = {name: part_of(run["verdict"]["variants"], name) for name in run["variants"]}
     if not any(v.get("knee") or v.get("predicted_knee") is not None for v in verdicts.values()):
         return None
     highest = max(v.get("highest") or 1 for v in verdicts.values())
@@ -435,8 +346,8 @@ def precisions(run: Mapping[str, Any]) -> str | None:
     parts.append(line(scale.start, bottom, scale.end, bottom, "axis"))
     for at, (variant, verdict) in enumerate(verdicts.items()):
         y = 112.0 + 48 * at
-        held = _part(_part(_part(run["variants"], variant), "server"), "cache").get("tokens")
-        parts.append(text(180, y, _short(variant), "strong", "end"))
+        held = part_of(part_of(part_of(run["variants"], variant), "server"), "cache").get("tokens")
+        parts.append(text(180, y, short(variant), "strong", "end"))
         parts.append(text(180, y + 15, "KV cache not told" if held is None else f"{held:,} tokens", "soft", "end"))
         parts.append(_bracket(scale, y, verdict, variant))
     parts += [svg.hatch("precisions", "rising"), svg.ground(panel, scale.ticks(), C_AXIS)]
@@ -456,7 +367,7 @@ def _precisions_title(verdicts: Mapping[str, Mapping[str, Any]]) -> str:
     most, least = max(lows, key=lambda name: lows[name]), min(lows, key=lambda name: lows[name])
     if lows[most] == lows[least]:
         return f"Each precision holds {lows[most]} sessions before the cliff"
-    return f"{_short(most)} holds {lows[most]} sessions before the cliff, {_short(least)} {lows[least]}"
+    return f"{short(most)} holds {lows[most]} sessions before the cliff, {short(least)} {lows[least]}"
 
 
 def _bracket(scale: Scale, y: float, verdict: Mapping[str, Any], variant: str) -> str:
@@ -474,241 +385,6 @@ def _bracket(scale: Scale, y: float, verdict: Mapping[str, Any], variant: str) -
         parts.append(svg.shape(scale(fit), y + 17, "triangle", "ink"))
         parts.append(text(scale(fit) + 8, y + 21, f"{fit:.1f}", "soft"))
     return "".join(parts)
-
-
-def memory(seen: Seen) -> str | None:
-    """Where do the tokens come from, and how many sessions do they hold?"""
-    held, typical = seen.tokens, seen.run["typical"]
-    shared, each = float(typical["shared_tokens"]), float(typical["own_tokens"] + typical["output_tokens"])
-    if not held or each <= 0:
-        return None
-    size = _part(seen.facts, "capacity")
-    steps = list(_memory_steps(size))
-    top = 84.0 + (30 * len(steps) + 56 if steps else 0)
-    fit = capacity.fit(held, shared, each)
-    parts = [svg.hatch(seen.key("memory"), "rising"), _waterfall(steps, size, held, 66.0) if steps else ""]
-    parts.append(_cells(seen, held, shared, each, top))
-    told = f"{held:,} tokens of KV cache, less {shared:,.0f} of the prompt that all share,"
-    told += f" at {each:,.0f} a session at its deepest."
-    return seen.figure("memory", f"{fit:.1f} sessions fit into the KV cache", told, top + 92, *parts)
-
-
-def _memory_steps(size: Mapping[str, Any]) -> Iterator[tuple[str, float, float, str]]:
-    """Name, from, to in GB, and colour."""
-    names = ("memory_gb", "usable_gb", "weights_gb", "other_gb", "pool_gb", "bytes_per_token")
-    if any(size.get(name) is None for name in names):
-        return
-    whole, usable, weights, other, pool = (float(size[name]) for name in names[:5])
-    yield "memory of the card", 0.0, whole, "r0"
-    yield "kept free (utilization)", usable, whole, "ghost"
-    yield "weights", usable - weights, usable, "a"
-    yield "activations and other", usable - weights - other, usable - weights, "e"
-    yield "KV cache", 0.0, pool, "r2"
-
-
-def _waterfall(steps: Sequence[tuple[str, float, float, str]], size: Mapping[str, Any], held: int, top: float) -> str:
-    scale = Scale(0, steps[0][2], 190, 670)
-    parts = []
-    for at, (words, begin, end, class_) in enumerate(steps):
-        y = top + 30 * at
-        parts.append(text(182, y + 15, words, None, "end"))
-        parts.append(box(scale(begin), y, max(1.0, scale(end) - scale(begin)), 20, class_))
-        sign = "" if begin == 0 else "\N{MINUS SIGN}"
-        parts.append(text(scale(end) + 6, y + 15, f"{sign}{end - begin:.1f} GB", "soft"))
-        if at + 1 < len(steps):
-            x = scale(begin if begin > 0 else end)
-            parts.append(line(x, y + 20, x, y + 30, "axis"))
-    each, expected = size["bytes_per_token"], size.get("tokens")
-    y = top + 30 * len(steps) + 15
-    sum_of = f"at {each:,.0f} bytes a token: "
-    sum_of += f"{expected:,} tokens by arithmetic, {held:,} by the server" if expected else f"{held:,} by the server"
-    off = f" ({(expected - held) / held:+.1%} off)" if expected else ""
-    return "".join([*parts, text(190, y, sum_of + off)])
-
-
-def _cells(seen: Seen, held: int, shared: float, each: float, top: float) -> str:
-    """The cache as a bar, filled by the shared prompt and by whole sessions; the first that does not fit as a ghost."""
-    fit = capacity.fit(held, shared, each)
-    whole = min(math.floor(fit), CELLS)
-    ghost = shared + (whole + 1) * each
-    scale = Scale(0, max(held, min(ghost, held * 1.3)) * 1.01, 24, 736)
-    high, parts = 40.0, []
-    wide = scale(min(shared, held)) - scale(0)
-    tip = f"shared prompt \u00b7 {shared:,.0f} tokens, held once for all sessions"
-    hatched = box(scale(0), top, wide, high, fill=f"url(#{seen.key('memory')}-rising)")
-    parts.append(svg.touchable(tip, box(scale(0), top, wide, high, "s edge"), hatched))
-    for at in range(whole):
-        x, width = scale(shared + at * each), scale(each) - scale(0)
-        name = text(x + width / 2, top + 25, at + 1, "in", "middle") if width >= 18 else ""
-        tip = f"session {at + 1} \u00b7 {each:,.0f} tokens at its deepest"
-        parts.append(svg.touchable(tip, box(x, top, width, high, f"t{at % 2} edge"), name, tabindex=None))
-    x, edge = scale(min(shared + whole * each, held)), scale(held)
-    last = edge if whole == CELLS else scale(min(ghost, scale.high))
-    parts.append(box(x, top + 0.5, last - x, high - 1, "ghost" if whole < CELLS else "t0"))
-    parts.append(line(edge, top - 8, edge, top + high + 8, "wall"))
-    parts.append(text(edge + 4, top - 12, f"KV cache: {held:,} tokens", "strong", "end"))
-    parts.append(text(24, top + high + 18, f"shared prompt, {tokens(shared)}", "soft"))
-    over = f"session {whole + 1} no longer fits"
-    parts.append(text(736, top + high + 18, over if whole < CELLS else f"{fit:.0f} sessions", "soft", "end"))
-    return "".join(parts)
-
-
-def luck(seen: Seen) -> str | None:
-    """Who pays? TTFT of those who kept their history as steps, of those who lost it a cross each."""
-    rows = [row for row in seen.case("realistic") if row.unlucky is not None]
-    values = _positive(r.ttft_s for row in rows for r in seen.turns(row.concurrency))
-    if not values:
-        return None
-    high = 46.0 if len(rows) <= 14 else 30.0
-    bottom = 102.0 + high * len(rows)
-    across = Scale(min(values) / 1.2, max(values) * 1.2, 74, 600, log=True)
-    parts = [line(across(value), 88, across(value), bottom, "grid") for value in across.ticks()]
-    parts += [text(across(value), bottom + 19, _round(value), "soft", "middle") for value in across.ticks()]
-    parts += [line(74, bottom, 600, bottom, "axis"), text(337, bottom + 37, "TTFT (log scale)", "soft", "middle")]
-    parts += [text(66, 82, "C", "strong", "end"), text(612, 82, "lost their history", "strong")]
-    for at, row in enumerate(rows):
-        parts.append(_strip(across, 92 + high * (at + 1) - 14, high - 18, row, seen))
-    steps = svg.tag("path", d="M-12 6V2H-6V-4H0V-7H6V0H12V6Z", class_="t1")
-    signs = [
-        (steps, "how many kept their history, at each TTFT"),
-        (svg.shape(0, 0, "cross", "c line"), "a request that lost more than 1,000 tokens of it"),
-    ]
-    parts.append(svg.legend(8, 64, signs))
-    told = "Answered requests by their time to the first token, a row a level; its steps on a scale of its own."
-    return seen.figure("luck", _luck_title(seen, rows), told, bottom + 50, *parts)
-
-
-def _luck_title(seen: Seen, rows: Sequence[LevelRow]) -> str:
-    row = (_at(rows, seen.knee[1]) if seen.knee else None) or next((row for row in rows if row.unlucky), None)
-    if row is None or not row.unlucky:
-        return "Nobody lost their history at any level"
-    title = f"At {row.concurrency} sessions {row.unlucky} of {row.requests} lost their history"
-    if row.lucky_p50_s is None or row.unlucky_p50_s is None:
-        return title
-    return f"{title}: p50 {seconds(row.unlucky_p50_s)}, the others' {seconds(row.lucky_p50_s)}"
-
-
-def _strip(across: Scale, y: float, high: float, row: LevelRow, seen: Seen) -> str:
-    turns = seen.turns(row.concurrency)
-    kept = _positive(r.ttft_s for r in turns if not stats.is_unlucky(r))
-    gone = _positive(r.ttft_s for r in turns if stats.is_unlucky(r))
-    failed = sum(r.ttft_s is None for r in turns)
-    unlucky = row.unlucky or 0
-    tip = f"C = {row.concurrency} \u00b7 {unlucky} of {row.requests} requests lost their history"
-    tip += "".join(f", p50 {seconds(p50)}" for p50 in [row.unlucky_p50_s] if p50 is not None)
-    tip += "".join(f"; p50 of the others {seconds(p50)}" for p50 in [row.lucky_p50_s] if p50 is not None)
-    crosses = "".join(f"M{svg.number(across(v) - 3)} {svg.number(y + 3)}l6 7m0-7l-6 7" for v in gone)
-    inner = [box(across.start, y - high, across.end - across.start, high + 12, "hit"), _steps(across, kept, y, high)]
-    inner.append(svg.tag("path", d=crosses, class_="c line", stroke_width="1.5") if gone else "")
-    said = f"{unlucky} of {row.requests} \u00b7 {share(unlucky / row.requests)}" if unlucky else "none"
-    tip += f"; {failed} failed" if failed else ""
-    return "".join([
-        line(across.start, y, across.end, y, "axis"),
-        text(66, y + 1, row.concurrency, "strong" if unlucky else None, "end"),
-        svg.touchable(tip, *inner, **_data(row)),
-        text(612, y + 1, said, "c strong" if unlucky else "soft"),
-        text(612, y + 14, f"{failed} failed") if failed else "",
-    ])  # fmt: skip
-
-
-def _steps(across: Scale, values: Sequence[float], y: float, high: float) -> str:
-    """A histogram in bins of six pixels."""
-    if not values:
-        return ""
-    bins = Counter(int((across(value) - across.start) / 6) for value in values)
-    most = max(bins.values())
-    up = {at: svg.number(high * n / most) for at, n in sorted(bins.items())}
-    path = "".join(f"M{svg.number(across.start + 6 * at)} {svg.number(y)}v-{n}h6v{n}z" for at, n in up.items())
-    return svg.tag("path", d=path, class_="t1")
-
-
-def timeline(seen: Seen) -> str | None:
-    """When does it happen? A row a session, a bar a request, coloured by the history it lost."""
-    levels = [level for level in seen.knee or [seen.verdict.get("highest")] if level and seen.turns(level)]
-    plays = {level: _few(seen.turns(level), BARS // len(levels)) for level in levels}
-    if not plays:
-        return None
-    longest = max(max(r.end_s for r in turns) - min(r.sent_s for r in turns) for turns, _ in plays.values())
-    across, top = Scale(0, longest or 1.0, LEFT, 744), 112.0
-    parts = []
-    for level, (turns, every) in plays.items():
-        drawn, top = _bars(turns, every, level, seen.variant, across, top)
-        parts.append(drawn)
-    parts.append(text((across.start + across.end) / 2, top - 26, "seconds since the level began", "soft", "middle"))
-    turns = [record for play, _ in plays.values() for record in play]
-    told = "A row a session, a bar a request: thick until its first token, thin while it answers; the thick part"
-    told += " coloured by the tokens of history it had lost."
-    parts.append(svg.legend(8, 76, _loss_signs(turns)))
-    return seen.figure("timeline", _timeline_title(plays), told, top - 12, *parts)
-
-
-Play = tuple[list[TurnRecord], int]
-
-
-def _few(turns: Sequence[TurnRecord], most: int) -> Play:
-    """Of the first repeat, every nth session: whole ones, for eviction comes late in them."""
-    first = min(record.repeat for record in turns)
-    sessions = stats.by_session(sorted((r for r in turns if r.repeat == first), key=lambda r: r.sent_s))
-    every = max(1, math.ceil(sum(map(len, sessions)) / most))
-    return [record for session in sessions[::every] for record in session], every
-
-
-def _timeline_title(plays: Mapping[int, Play]) -> str:
-    level, (turns, every) = list(plays.items())[-1]
-    hit = [record for record in turns if stats.is_unlucky(record)]
-    if not hit or every > 1:
-        return "Each request in its time, by the history it had lost"
-    first = min(hit, key=lambda record: record.sent_s)
-    after = first.sent_s - min(record.sent_s for record in turns)
-    return f"At {level} sessions the first to lose its history was sent after {after:.1f} s, at turn {first.turn}"
-
-
-def _loss_class(record: TurnRecord) -> str:
-    """On the scale of LOSS; what was not told is not on it."""
-    lost = record.lost_tokens
-    return "soft" if lost is None else f"r{bisect_left([least for least, _ in LOSS], lost) - 1}"
-
-
-def _loss_signs(turns: Iterable[TurnRecord]) -> Iterator[tuple[str, str]]:
-    known = {record.lost_tokens is not None for record in turns}
-    if True in known:
-        for at, (_, words) in enumerate(LOSS):
-            yield svg.swatch(f"r{at}"), f"lost {words}" if at == 0 else words
-    if False in known:
-        yield svg.swatch("soft"), "not told"
-
-
-def _bars(
-    turns: Sequence[TurnRecord], every: int, level: int, variant: str, across: Scale, top: float
-) -> tuple[str, float]:
-    """One level; and where the next may begin."""
-    start = min(record.sent_s for record in turns)
-    places = {session: at for at, session in enumerate(dict.fromkeys(record.session for record in turns))}
-    high = min(12.0, max(3.0, 280 / len(places)))
-    bottom = top + high * len(places) + 3
-    some = "" if every == 1 else f", every {every}th session shown" if every > 3 else f", one session in {every} shown"
-    parts = [text(LEFT, top - 8, f"C = {level}{some}", "strong"), text(LEFT - 8, top - 8, "session", "soft", "end")]
-    parts += [line(across(value), top, across(value), bottom, "grid") for value in across.ticks()]
-    parts += [text(across(value), bottom + 16, f"{value:g}", "soft", "middle") for value in across.ticks()]
-    apart = math.ceil(13 / high)
-    named = [(session, top + high * (at + 0.5) + 4) for session, at in places.items() if at % apart == 0]
-    parts += [text(LEFT - 8, y, session, "soft", "end") for session, y in named]
-    bars = [_bar(record, across, start, top + high * places[record.session], high) for record in turns]
-    data: Data = {"data_level": level, "data_variant": variant, "data_case": "realistic"}
-    parts += [svg.tag("g", *bars, **data), line(across.start, bottom, across.end, bottom, "axis")]
-    return "".join(parts), bottom + 58
-
-
-def _bar(record: TurnRecord, across: Scale, start: float, y: float, high: float) -> str:
-    begin, end = across(record.sent_s - start), across(max(record.end_s, record.sent_s) - start)
-    first = end if record.ttft_s is None or record.first_s is None else across(record.first_s - start)
-    took = record.status if record.ttft_s is None else f"TTFT {seconds(record.ttft_s)}"
-    lost = "" if record.lost_tokens is None else f", lost {record.lost_tokens:,} tokens"
-    tip = f"C = {record.concurrency} \u00b7 session {record.session}, turn {record.turn} \u00b7 {took}{lost}"
-    wait = box(begin, y + 0.5, max(1.0, first - begin), high - 1, _loss_class(record))
-    rest = box(first, y + high / 2 - 0.75, max(0.0, end - first), 1.5, "thread")
-    cross = svg.shape(end, y + high / 2, "cross", "ink line") if record.ttft_s is None else ""
-    return svg.touchable(tip, rest, wait, cross, tabindex=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -800,7 +476,7 @@ def waits(seen: Seen) -> str | None:
     used = [part for part in WAITS if any(_wait(row, part) > 0.004 * highest for row in rows)]
     key = seen.key("waits")
     parts = [svg.hatch(key, name) for part in used if (name := WAITS[part][1])]
-    parts.append(svg.frame(panel, "mean TTFT", lambda value: "0" if value == 0 else _round(value)))
+    parts.append(svg.frame(panel, "mean TTFT", lambda value: "0" if value == 0 else tick(value)))
     wide = panel.x(1) - panel.x(0)
     for at, row in enumerate(rows):
         parts.append(_stack(row, used, panel.x(at) + wide * 0.14, wide * 0.72, panel.y, key))
@@ -842,7 +518,7 @@ def _stack(row: LevelRow, used: Sequence[str], x: float, wide: float, up: Scale,
         said = f"{METRICS[f'wait_{part}_s'].title} {seconds(above - below)} of {seconds(sum(heights))}"
         tip = f"C = {row.concurrency} \u00b7 {said}"
         over = box(x, up(above), wide, high, fill=f"url(#{key}-{pattern})") if pattern else ""
-        parts.append(svg.touchable(tip, box(x, up(above), wide, high, class_), over, **_data(row)))
+        parts.append(svg.touchable(tip, box(x, up(above), wide, high, class_), over, **data_of(row)))
     said = seconds(sum(heights))
     if wide >= len(said) * svg.CHARACTER * 0.75:
         parts.append(text(x + wide / 2, up(sum(heights)) - 6, said, None, "middle"))

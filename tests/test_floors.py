@@ -5,11 +5,12 @@ from pathlib import Path
 
 BENCH = Path(__file__).parent.parent / "bench"
 FLOORS = {
-    "cli": 8,
-    "publish": 7,
-    **dict.fromkeys(("report", "side"), 6),
-    **dict.fromkeys(("sweep", "progress", "conclusion", "page", "catalogue", "export"), 5),
-    **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "plots"), 4),
+    "cli": 9,
+    "publish": 8,
+    "report": 7,
+    **dict.fromkeys(("plots", "side"), 6),
+    **dict.fromkeys(("sweep", "progress", "conclusion", "page", "catalogue", "export", "lives"), 5),
+    **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "scene"), 4),
     **dict.fromkeys(("load", "stats"), 3),
     **dict.fromkeys(("client", "server", "capacity", "waits", "foreign"), 2),
     **dict.fromkeys(("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "wire"), 1),

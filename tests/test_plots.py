@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import plots
+from bench import lives, plots
 from bench.records import TurnRecord
 from bench.stats import LevelRow
 from bench.svg import Panel, Scale, curve, end_labels, number, spread
@@ -251,7 +251,7 @@ def test_the_timeline_colours_a_request_by_what_it_lost_and_stays_small(drawn: A
     crowd = [record("fp8", 16, s, t) for s in range(200) for t in range(1, 13)]
     rows = run(["fp8"])
     many = plots.draw(rows, [], crowd, [])["timeline.svg"]
-    assert len(tips(many)) <= plots.BARS
+    assert len(tips(many)) <= lives.BARS
     assert "every 4th session shown" in words(many)
 
 
