@@ -217,6 +217,9 @@ def _reuse(seen: Evidence) -> Iterator[Warning | str]:
     if counted is None or not ours:
         yield "the server does not count hits"
         return
+    if any(record.status == "cut" for record in seen.records):
+        yield "requests were cut, of which only the server knows what it had cached"
+        return
     total = sum(ours)
     if abs(counted - total) > COUNTER_SHARE * max(total, 1):
         yield Warning(

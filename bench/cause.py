@@ -70,7 +70,8 @@ def _said(
     if seen == "lost tokens":
         reason, spent = _reason("lost", before, here, server)
         of_all = f"{_wait(here, 'lost') / end * 100:.0f} % of all waiting at {here.concurrency} {spent}"
-        return "lost", f"{reason}; {of_all}: the tail pays, the mean hardly yet"
+        mean = "" if here is before else ": the tail pays, the mean hardly yet"
+        return "lost", f"{reason}; {of_all}{mean}"
     broke = "the promise was broken by the tail alone" if seen == "promise" else "nothing broke"
     means = f"{seconds(end)} at {here.concurrency} sessions, {seconds(start)} at {before.concurrency}"
     return None, f"{broke}: mean TTFT is {means}"
@@ -84,26 +85,24 @@ def _reason(binding: str, before: LevelRow, row: LevelRow, server: Server) -> tu
     """What stands behind it, and what the wait was spent on."""
     c = row.concurrency
     held = "" if server.tokens is None else f" of {tokens(server.tokens)} tokens"
-    running = f"{row.running_max:.0f} requests were being answered at once" if row.running_max else "many at once"
-    return {
-        "lost": (f"KV cache full: {c} sessions need {tokens(server.needed(c))}{held}", "re-reads evicted history"),
-        "slot": (
-            f"no free slot: {c} sessions share {server.max_seqs} (--max-num-seqs)",
-            "is spent in the queue for one",
-        ),
-        "blocks": (f"no free blocks: {running} and held the whole KV cache{held}", "is spent waiting for some"),
-        "preempted": (
-            f"KV cache too small for what is being answered: {row.preemptions:,.0f} preemptions"
-            if row.preemptions
-            else "",
-            "re-reads preempted requests",
-        ),
-        "compute": (
-            _shared(before, row, server),
-            "goes to new tokens, its own and those of the requests ahead",
-        ),
-        "client": (_outside(c, server), "passes outside the server"),
-    }[binding]
+    match binding:
+        case "lost":
+            return f"KV cache full: {c} sessions need {tokens(server.needed(c))}{held}", "re-reads evicted history"
+        case "slot":
+            return (
+                f"no free slot: {c} sessions share {server.max_seqs} (--max-num-seqs)",
+                "is spent in the queue for one",
+            )
+        case "blocks":
+            running = "many" if row.running_max is None else f"{row.running_max:.0f}"
+            answered = f"{running} requests were being answered at once and held the whole KV cache{held}"
+            return f"no free blocks: {answered}", "is spent waiting for some"
+        case "preempted":
+            times = f"{row.preemptions or 0:,.0f} preemptions"
+            return f"KV cache too small for what is being answered: {times}", "re-reads preempted requests"
+        case "compute":
+            return _shared(before, row, server), "goes to new tokens, its own and those of the requests ahead"
+    return _outside(c, server), "passes outside the server"
 
 
 def _shared(before: LevelRow, row: LevelRow, server: Server) -> str:

@@ -35,7 +35,9 @@ def _run(folder: Folder) -> Side:
         run, plays = folder.manifest(), compare.from_json(published.read_text())
     else:
         done = conclusion.conclude(folder)
-        run, plays = done.run, compare.plays(done.records)
+        whole = {(row.variant, row.case, row.concurrency) for row in done.rows}
+        played = [one for one in done.records if (one.variant, one.case, one.concurrency) in whole]
+        run, plays = done.run, compare.plays(played)  # of a level that was cut short nothing is known
     verdicts: dict[str, Any] = run["verdict"]["variants"]
     return Side(
         name=str(folder.path),

@@ -135,6 +135,11 @@ def test_the_servers_counter_has_to_agree() -> None:
     assert "server counted 70" in said(replace(evidence([ONE]), samples=counted(prefix_hits=70.0)))[0][0]
 
 
+def test_what_was_cut_is_not_put_down_to_others() -> None:
+    cut = replace(ONE, status="cut", first_s=None, cached_tokens=None)
+    assert said(replace(evidence([ONE, cut]), samples=counted(prefix_hits=900.0))) == []
+
+
 def test_others_on_the_server_make_the_run_worthless() -> None:
     assert said(replace(evidence([ONE]), samples=counted(first_tokens=2.0))) == [
         ("the server answered 2 requests while ours were 1", True)

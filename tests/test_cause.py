@@ -63,6 +63,13 @@ def test_what_is_not_known_or_by_design_is_not_blamed_on_others(row: Row) -> Non
     assert cause.cause(rows, 8, 8, SERVER) is None, "one level alone has nothing to be compared with"
 
 
+def test_one_level_alone_that_evicts_still_has_its_cause(row: Row) -> None:
+    found = cause.cause([level(row, 16, compute=0.3, lost=0.7)], 16, 16, SERVER, "lost tokens")
+    assert found is not None
+    wanted = "KV cache full: 16 sessions need 216K of 178K tokens; 70 % of all waiting at 16 re-reads evicted history"
+    assert found.sentence == wanted, "nothing is said of a mean that there is nothing to compare with"
+
+
 def test_where_nothing_was_added_nothing_is_blamed(row: Row) -> None:
     found = cause.cause([level(row, 1, compute=0.20), level(row, 8, compute=0.22)], 1, 8, SERVER)
     assert found is not None

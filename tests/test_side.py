@@ -108,6 +108,17 @@ def test_what_is_not_valid_is_neither_published_nor_judged(tmp_path: Path) -> No
     assert "NOT VALID" in bench("compare", run, run).stdout
 
 
+def test_a_level_that_was_cut_short_is_not_compared(tmp_path: Path) -> None:
+    whole, cut = long_run(tmp_path / "a"), long_run(tmp_path / "b")
+    lines = (cut / "requests.jsonl").read_text().splitlines()
+    lines[-1] = lines[-1].replace('"status":"ok"', '"status":"cut"')
+    (cut / "requests.jsonl").write_text("\n".join(lines) + "\n")
+    ran = bench("compare", whole, cut)
+    assert "errors" not in ran.stdout
+    assert "only one side has realistic at 2" in ran.stdout
+    assert "Regression" not in ran.stdout
+
+
 def test_runs_of_different_workloads_are_refused(tmp_path: Path) -> None:
     a, b = long_run(tmp_path / "a"), long_run(tmp_path / "b")
     manifest = json.loads((b / "run.json").read_text())
