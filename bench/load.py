@@ -2,15 +2,16 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
-from typing import Protocol
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 
 from bench.records import TurnRecord
-from bench.workload import Arrivals, Content, Part, Session, Turn
+from bench.workload import Arrivals, Content, Part, Prompt, Session, Turn
 
 Send = Callable[[Turn], Awaitable[TurnRecord]]
 
@@ -68,31 +69,49 @@ class Stage:
     clock: Clock
 
 
-@dataclass(frozen=True, slots=True)
 class Script:
     """A session with its words made: preparing them between two turns would be time taken from the server."""
 
-    session: Session
-    opening: bytes
-    cached: bytes  # as much of the opening as the cache shall hold before the first turn
-    additions: tuple[bytes, ...]
+    def __init__(self, content: Content, level: Level, session: Session, common: dict[tuple[int, ...], Any]) -> None:
+        own = [part.tokens for part in session.opening if part.owner == "session"]
+        own += [step.new_tokens for step in session.steps]
+        self.session = session
+        self._width = content.width
+        self._words = content.text(*level.identity, session.index, tokens=sum(own))
+        self._used = 0
+        self.opening: Prompt = ()
+        self.cached: Prompt = ()  # as much of the opening as the cache shall hold before the first turn
+        for at, part in enumerate(session.opening):
+            words = self.own(part.tokens) if part.owner == "session" else _shared(part, level, content, common)
+            self.opening = content.extend(self.opening, words)
+            self.cached = self.opening if at < session.cached_parts else self.cached
+
+    def own(self, tokens: int, instead: int = 0) -> memoryview:
+        """The session's next words; the first `instead` give way to an answer."""
+        start, self._used = self._used + instead, self._used + tokens
+        return self._words[start * self._width : self._used * self._width]
+
+
+def _shared(part: Part, level: Level, content: Content, common: dict[tuple[int, ...], Any]) -> memoryview:
+    """The shared prompt is one for the run, a common context one for the level."""
+    owner = () if part.owner == "shared" else level.identity
+    known = (*owner, part.tokens)
+    if known not in common:
+        common[known] = content.text(*owner, tokens=part.tokens)
+    words: memoryview = common[known]
+    return words
 
 
 async def play(
     level: Level, sessions: Iterator[Session], arrivals: Arrivals, stage: Stage, seed: int
 ) -> list[TurnRecord]:
     """Warm up what the case presumes cached, then send `level.requests` turns; in the order in which they ended."""
-    performance = Performance(level, stage)
-    endless = (performance.script(session) for session in sessions)
-    first = list(islice(endless, level.concurrency))
-    spare = list(islice(endless, 1 + level.requests // max(1, len(first[0].additions))))
-    cast = chain(first, spare, endless)
-    await performance.warm_up(first)
+    performance = Performance(level, sessions, stage)
+    await performance.warm_up()
     if arrivals.sessions_per_s is not None and level.case == "realistic":
-        due = _poisson(arrivals.sessions_per_s, [seed, *level.identity], stage.clock.now())
-        await performance.open_loop(cast, due)
+        await performance.open_loop(_poisson(arrivals.sessions_per_s, [seed, *level.identity], stage.clock.now()))
     else:
-        await performance.closed_loop(cast)
+        await performance.closed_loop()
     return performance.records
 
 
@@ -106,59 +125,57 @@ def _poisson(rate: float, identity: list[int], start: float) -> Iterator[float]:
 class Performance:
     """One level being played."""
 
-    def __init__(self, level: Level, stage: Stage) -> None:
+    def __init__(self, level: Level, sessions: Iterator[Session], stage: Stage) -> None:
         self.level, self.stage = level, stage
         self.records: list[TurnRecord] = []
         self._left = level.requests
+        self._common: dict[tuple[int, ...], Any] = {}
+        self._scripts = (Script(stage.content, level, session, self._common) for session in sessions)
+        self._waiting = deque(islice(self._scripts, level.concurrency))  # in the wings, ready to go on
 
-    def script(self, session: Session) -> Script:
-        content, own = self.stage.content, (*self.level.identity, session.index)
-        parts = [self._words(part, own, at) for at, part in enumerate(session.opening)]
-        texts = [content.text(*own, 1000 + at, tokens=step.new_tokens) for at, step in enumerate(session.steps)]
-        return Script(session, content.join(*parts), content.join(*parts[: session.cached_parts]), tuple(texts))
+    def _understudy(self) -> None:
+        self._waiting.append(next(self._scripts))
 
-    def _words(self, part: Part, own: tuple[int, ...], at: int) -> bytes:
-        """The shared prompt is one for the run, a common context one for the level, the rest the session's alone."""
-        owner = {"shared": (), "level": self.level.identity, "session": (*own, at)}[part.owner]
-        return self.stage.content.text(*owner, tokens=part.tokens)
+    def _next(self) -> Script:
+        return self._waiting.popleft() if self._waiting else next(self._scripts)
 
-    async def warm_up(self, first: list[Script]) -> None:
+    async def warm_up(self) -> None:
         """Send once, with one token of answer, every distinct beginning that the first turns shall find cached."""
-        beginnings = {script.cached: script.session.cached_tokens for script in first}
-        for number, (text, tokens) in enumerate(beginnings.items()):
-            turn = self._turn(-1 - number, 0, text, tokens, 0, 1, self.stage.clock.now())
+        beginnings = {script.cached: script.session.cached_tokens for script in self._waiting}
+        for number, (prompt, tokens) in enumerate(beginnings.items()):
+            turn = self._turn(-1 - number, 0, prompt, tokens, 0, 1, self.stage.clock.now())
             self.records.append(await self.stage.send(turn))
 
-    async def closed_loop(self, cast: Iterator[Script]) -> None:
+    async def closed_loop(self) -> None:
         """C slots; where a session ends the next begins."""
         start = self.stage.clock.now()
 
         async def slot() -> None:
             due = start
             while self._left > 0:
-                due = await self._perform(next(cast), due)
+                due = await self._perform(self._next(), due)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(self.level.concurrency):
                 group.create_task(slot())
 
-    async def open_loop(self, cast: Iterator[Script], arrivals: Iterator[float]) -> None:
+    async def open_loop(self, arrivals: Iterator[float]) -> None:
         """Sessions begin on an absolute schedule; one that finds C under way waits, and its wait counts."""
         free = asyncio.Semaphore(self.level.concurrency)
 
-        async def guest(script: Script, due: float) -> None:
+        async def guest(due: float) -> None:
             try:
-                await self._perform(script, due)
+                await self._perform(self._next(), due)
             finally:
                 free.release()
 
         async with asyncio.TaskGroup() as group:
-            for script, due in zip(cast, arrivals, strict=False):
+            for due in arrivals:
                 await self.stage.clock.sleep_until(due)
                 await free.acquire()
                 if self._left <= 0:
                     break
-                group.create_task(guest(script, due))
+                group.create_task(guest(due))
 
     async def _perform(self, script: Script, due: float) -> float:
         """One session: each turn extends the exact prompt before it with the real answer. Returns when it ended."""
@@ -166,27 +183,30 @@ class Performance:
         prompt, tokens = script.opening, sum(part.tokens for part in session.opening)
         known = session.cached_tokens
         answered = 0
-        for at, (step, text) in enumerate(zip(session.steps, script.additions, strict=True)):
+        for at, step in enumerate(session.steps):
             if self._left <= 0:
                 return due
             self._left -= 1
             # A turn's growth includes the answer before it: that much of the prepared text is left out.
-            added = content.last(text, step.new_tokens - answered)
-            prompt = content.join(prompt, added)
+            prompt = content.extend(prompt, script.own(step.new_tokens, answered))
             tokens += step.new_tokens - answered
             turn = self._turn(session.index, session.first_turn + at, prompt, tokens, known, step.output_tokens, due)
+            if at == len(session.steps) - 1 and self._left > 0:
+                asyncio.get_running_loop().call_soon(self._understudy)  # once this turn is under way
             record = await self.stage.send(turn)
             self.records.append(record)
             due = record.end_s
             if record.status != "ok":
                 return due
             answered = record.output_tokens if record.output_tokens is not None else step.output_tokens
-            prompt = content.join(prompt, record.answer)
+            prompt = content.extend(prompt, memoryview(content.separator + record.answer if record.answer else b""))
             tokens += answered
             known = tokens - 1  # the last token of an answer was never fed back: the server has no KV of it
         return due
 
-    def _turn(self, session: int, number: int, prompt: bytes, tokens: int, known: int, output: int, due: float) -> Turn:
+    def _turn(
+        self, session: int, number: int, prompt: Prompt, tokens: int, known: int, output: int, due: float
+    ) -> Turn:
         level, block = self.level, self.stage.block_size
         return Turn(
             variant=level.variant,

@@ -12,8 +12,9 @@ from bench.errors import BenchError, Exit
 # Schema history of run.json and requests.jsonl:
 #   1  the first
 #   2  a request's time in the server's queue and prefill; the server's own TTFT; its settings after the run
-SCHEMA = 2
-READABLE = (1, 2)  # what an older one lacks is None
+#   3  for how long a first token lay unread; what the client said of itself
+SCHEMA = 3
+READABLE = (1, 2, 3)  # what an older one lacks is None
 
 Status = Literal["ok", "failed", "truncated", "timeout", "cut"]
 
@@ -44,6 +45,7 @@ class TurnRecord:
     error: str | None = None
     queue_s: float | None = None  # by the engine's own clock: until it was scheduled
     prefill_s: float | None = None  # and from then until its first token
+    read_late_s: float | None = None  # for how long the first token lay unread, where the kernel tells; not in TTFT
     answer: bytes = b""  # in the target's notation, for the next turn to extend; content, so not part of the file
 
     @property

@@ -1,31 +1,62 @@
 """Bytes as they arrive become an HTTP response, and its body server-sent events; each keeps its time of arrival."""
 
-from collections.abc import Callable, Iterator
+import re
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 HEAD_LIMIT = 1 << 16
+LINE_LIMIT = 1 << 12  # of a chunk's size with its extensions
+BLANK = re.compile(
+    rb"(?>\r\n|\r|\n){2}"
+)  # the line that ends an event; atomic, for \r\n is one end of line and not two
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    arrived: float  # at this machine: by the kernel's clock where it tells, else when it was read
+    read: float
+
+
+Told = Callable[[], Stamp]  # worked out for the few that are asked for
 
 
 class Response:
-    """An HTTP/1.1 response out of bytes split anywhere; `pieces` is its body with the time each piece arrived."""
+    """An HTTP/1.1 response out of bytes split anywhere, looked into as little as may be until it is whole."""
 
     def __init__(self) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
-        self.pieces: list[tuple[float, bytes]] = []
         self.whole = False
-        self.ended_at: float | None = None
-        self.touched = False
-        self._buffer = bytearray()
-        self._left: int | None = None  # bytes left of the body or chunk; None: until the connection closes
-        self._step: Callable[[float], bool] = self._read_head
+        self._came: list[Told] = []
+        self._ends: list[int] = []  # of what came, among all bytes
+        self._fresh: list[bytes] = []  # came, and has not been looked into
+        self._rest = b""  # was looked into, and is not understood yet
+        self._passed = 0  # bytes before the rest
+        self._chunked = False
+        self._left: int | None = None  # bytes left of a body with a length; None: until the connection closes
+        self._step: Callable[[], bool] = self._read_head
+        self._parts: list[bytes] = []  # of the body
+        self._starts: list[int] = []  # of each, among all bytes
 
-    def feed(self, at: float, data: bytes) -> None:
-        self.touched = True
-        self._buffer += data
-        while not self.whole and self._step(at):
+    def feed(self, came: Told, data: bytes) -> bool:
+        """True when it is whole."""
+        self._came.append(came)
+        self._fresh.append(data)
+        # The last of chunks ends in an empty line, and the end of one may come by itself.
+        if not self._chunked or len(data) < 4 or b"\r\n\r\n" in data:
+            self._look()
+        return self.whole
+
+    def _look(self) -> None:
+        known = self._passed + len(self._rest)
+        self._ends.extend(known + size for size in accumulate(map(len, self._fresh)))
+        self._rest = b"".join((self._rest, *self._fresh))
+        self._fresh.clear()
+        while not self.whole and self._step():
             pass
-        if self.whole:
-            self.ended_at = at
 
     def closed(self) -> None:
         """The peer is gone: the end of a body that nothing else delimits, a cut in any other."""
@@ -33,85 +64,109 @@ class Response:
             self.whole = True
 
     @property
+    def touched(self) -> bool:
+        return bool(self._came)
+
+    @property
     def reusable(self) -> bool:
         return self.whole and self._left is not None and self.headers.get("connection", "").lower() != "close"
 
-    def _read_head(self, at: float) -> bool:
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._buffer) > HEAD_LIMIT:
+    @property
+    def last(self) -> Stamp | None:
+        return self._came[-1]() if self._came else None
+
+    @cached_property
+    def body(self) -> bytes:
+        return b"".join(self._parts)
+
+    @cached_property
+    def _part_ends(self) -> list[int]:
+        return list(accumulate(map(len, self._parts)))
+
+    def when(self, end: int) -> Stamp:
+        """At which the body was here up to the byte before `end`."""
+        part = bisect_right(self._part_ends, end - 1)
+        before = self._part_ends[part - 1] if part else 0
+        return self._came[bisect_right(self._ends, self._starts[part] + end - 1 - before)]()
+
+    def _read_head(self) -> bool:
+        head, end, rest = self._rest.partition(b"\r\n\r\n")
+        if not end:
+            if len(head) > HEAD_LIMIT:
                 raise ValueError(f"response headers larger than {HEAD_LIMIT} bytes")
             return False
-        lines = self._take(end + 4).decode("latin-1").split("\r\n")
-        version, _, rest = lines[0].partition(" ")
-        if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-            raise ValueError(f"not an HTTP response: {lines[0][:80]!r}")
-        self.status = int(rest[:3])
-        pairs = (line.partition(":") for line in lines[1:] if line)
+        self._passed += len(head) + 4
+        self._rest = rest
+        first, *lines = head.decode("latin-1").split("\r\n")
+        version, _, told = first.partition(" ")
+        if not version.startswith("HTTP/1.") or not told[:3].isdigit():
+            raise ValueError(f"not an HTTP response: {first[:80]!r}")
+        self.status = int(told[:3])
+        pairs = (line.partition(":") for line in lines)
         self.headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
         if self.status < 200:
             return True  # 100 Continue and its like: the real one follows
-        self._step = self._read_body
-        if "chunked" in self.headers.get("transfer-encoding", "").lower():
-            self._left, self._step = 0, self._read_chunk_size
-        elif self.status in (204, 304):
-            self._left, self.whole = 0, True
-        elif "content-length" in self.headers:
-            self._left = int(self.headers["content-length"])
-            self.whole = self._left == 0
+        self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
+        if self._chunked:
+            self._left, self._step = 0, self._read_chunks
+        else:
+            length = "0" if self.status in (204, 304) else self.headers.get("content-length")
+            self._left, self._step = None if length is None else int(length), self._read_body
         return True
 
-    def _read_body(self, at: float) -> bool:
-        self._emit(at)
+    def _read_body(self) -> bool:
+        part = self._rest if self._left is None else self._rest[: self._left]
+        if part:
+            self._starts.append(self._passed)
+            self._parts.append(part)
+        self._passed += len(part)
+        self._rest = self._rest[len(part) :]
+        self._left = None if self._left is None else self._left - len(part)
         self.whole = self._left == 0
         return False
 
-    def _read_chunk_size(self, at: float) -> bool:
-        end = self._buffer.find(b"\r\n")
-        if end < 0:
-            return False
-        self._left = int(self._take(end + 2).split(b";")[0], 16)
-        self._step = self._read_chunk if self._left else self._read_trailer
-        return True
-
-    def _read_chunk(self, at: float) -> bool:
-        if self._left:
-            self._emit(at)
-        if self._left or len(self._buffer) < 2:
-            return False
-        self._take(2)
-        self._step = self._read_chunk_size
-        return True
-
-    def _read_trailer(self, at: float) -> bool:
-        end = self._buffer.find(b"\r\n")
-        if end < 0:
-            return False
-        self.whole = not self._take(end + 2).strip()
-        return True
-
-    def _emit(self, at: float) -> None:
-        size = len(self._buffer) if self._left is None else min(self._left, len(self._buffer))
-        if size:
-            self.pieces.append((at, self._take(size)))
-            if self._left is not None:
-                self._left -= size
-
-    def _take(self, size: int) -> bytes:
-        taken = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return taken
+    def _read_chunks(self) -> bool:
+        """As many as are whole."""
+        rest, at = self._rest, 0
+        while (end := rest.find(b"\r\n", at)) >= 0:
+            size = int(rest[at:end].partition(b";")[0], 16)
+            if size == 0:
+                self.whole = rest.find(b"\r\n\r\n", end) >= 0  # behind the trailer, if there is one
+                break
+            if len(rest) < end + size + 4:
+                break
+            self._starts.append(self._passed + end + 2)
+            self._parts.append(rest[end + 2 : end + 2 + size])
+            at = end + size + 4
+        if end < 0 and len(rest) - at > LINE_LIMIT:
+            raise ValueError("a chunk without a size")
+        self._passed += at
+        self._rest = rest[at:]
+        return False
 
 
-def events(pieces: list[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
-    """Server-sent events, each with the arrival of the piece that completed it."""
-    rest, data = b"", list[bytes]()
-    for at, piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            line = line.rstrip(b"\r")
-            if line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" "))
-            elif not line and data:
-                yield at, b"\n".join(data)
-                data = []
+class Events:
+    """The server-sent events of a body; one that is not whole is none."""
+
+    def __init__(self, body: bytes) -> None:
+        if b"\r" in body:
+            self.ends = [match.end() for match in BLANK.finditer(body)]
+            self._blocks = [body[start:end] for start, end in zip([0, *self.ends], self.ends, strict=False)]
+        else:
+            self._blocks = body.split(b"\n\n")[:-1]
+            self.ends = list(accumulate(len(block) + 2 for block in self._blocks))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def around(self, offset: int) -> int:
+        """The number of the event that holds this byte of the body."""
+        return bisect_right(self.ends, offset)
+
+    def data(self, number: int) -> bytes | None:
+        """None for a comment."""
+        block = self._blocks[number]
+        if block.startswith(b"data: ") and b"\n" not in block and b"\r" not in block:
+            return block[6:]
+        lines = [line[5:].removeprefix(b" ") for line in block.splitlines() if line.startswith(b"data:")]
+        return b"\n".join(lines) if lines else None

@@ -3,14 +3,16 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from bench import tables
 from bench.errors import BenchError
 
+Prompt = tuple[memoryview, ...]  # tokens in the target's own notation, in pieces that follow each other as they stand
 Owner = Literal["shared", "level", "session"]
 
 
@@ -215,14 +217,14 @@ class Turn:
     repeat: int
     session: int
     number: int  # 0: a warm-up, sent before the level is measured
-    prompt: bytes  # tokens in the target's own notation
+    prompt: Prompt
     prompt_tokens: int
     eligible_tokens: int
     output_tokens: int
     intended_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Content:
     """Token sequences that nobody has sent before: unique to seed, run, level and session."""
 
@@ -231,16 +233,26 @@ class Content:
     seed: int
     salt: int  # of the run
 
-    def text(self, *identity: int, tokens: int) -> bytes:
+    @cached_property
+    def width(self) -> int:
+        """Of every word, its separator included."""
+        return len(self.separator) + max(map(len, self.words))
+
+    @cached_property
+    def _spelled(self) -> Any:
+        """Words of one width can be drawn as rows of one array: one by one they would cost more than the request."""
+        spelled = [self.separator + word.rjust(self.width - len(self.separator)) for word in self.words]
+        return np.frombuffer(b"".join(spelled), np.uint8).reshape(len(spelled), self.width)
+
+    def text(self, *identity: int, tokens: int) -> memoryview:
+        """Each word behind a separator."""
         rng = np.random.default_rng([self.seed, self.salt, *identity])
-        return self.separator.join([self.words[i] for i in rng.integers(len(self.words), size=tokens)])
+        drawn = rng.integers(len(self.words), size=tokens, dtype=np.int32)
+        return memoryview(self._spelled.take(drawn, axis=0).tobytes())
 
-    def last(self, text: bytes, tokens: int) -> bytes:
-        """The last `tokens` words of a text."""
-        return self.separator.join(text.split(self.separator)[-tokens:]) if tokens > 0 else b""
-
-    def join(self, *pieces: bytes) -> bytes:
-        return self.separator.join([piece for piece in pieces if piece])
+    def extend(self, prompt: Prompt, text: memoryview) -> Prompt:
+        """What has been said stays where it is: nothing is copied."""
+        return (*prompt, text if prompt else text[len(self.separator) :]) if text else prompt
 
 
 def load(name: str) -> Workload:

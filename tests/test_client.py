@@ -6,8 +6,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from bench.client import Client, Dialect, judge, understand
+from bench.client import Client, judge
+from bench.dialect import Answer, Dialect
+from bench.dialect import understand as read
 from bench.records import TurnRecord
+from bench.wire import Stamp
 from bench.workload import Turn
 
 WORDS = Dialect("token ids", "/v1/completions", b'"prompt":[', b"]", (b"1",), b",", "word", True, True)
@@ -36,19 +39,23 @@ def chunked(*pieces: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n"
 
 
+def understand(body: bytes) -> Answer:
+    """The event that ends n bytes into the body came at second 1, 2, 3 ..."""
+    return read(body, lambda end: Stamp(float(body[:end].count(b"\n\n")), float(body[:end].count(b"\n\n"))))
+
+
 def test_a_role_without_a_word_is_no_token_but_a_thought_is() -> None:
     role = sse({"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
     thought = sse({"choices": [{"delta": {"reasoning_content": "hm"}, "finish_reason": None}]})
-    assert understand([(1.0, role), (2.0, thought)]).first_at == 2.0
+    assert understand(role + thought).first == Stamp(2.0, 2.0)
 
 
 def test_answers_are_copied_in_the_notation_of_the_prompt() -> None:
-    said = understand([(0.0, b"".join(STREAM))]).said
-    assert WORDS.answer(said) == b"5,17"
+    assert WORDS.answer(b"".join(STREAM)) == b"5,17"
     assert WORDS.answer(b'{"id":"cmpl-w9","text":" w5 w6"}\n{"text":" w7"}') == b"5,6,7", "a busy server merges tokens"
-    text = Dialect("text", "/", b"", b"", (b"a",), b" ", "text", True)
+    text = Dialect("text", "/v1/completions", b"", b"", (b"a",), b" ", "text", True)
     assert text.answer(b'{"text":" say \\"hi\\""}\n{"text":" there"}') == b'say \\"hi\\" there'
-    ids = Dialect("ids", "/", b"", b"", (b"1",), b",", "id", True)
+    ids = Dialect("ids", "/v1/completions", b"", b"", (b"1",), b",", "id", True)
     assert ids.answer(b'{"token_ids":[3, 4],"prompt_token_ids":null}\n{"token_ids":[5]}').replace(b" ", b"") == b"3,4,5"
 
 
@@ -63,7 +70,7 @@ def test_answers_are_copied_in_the_notation_of_the_prompt() -> None:
     ],
 )
 def test_a_stream_that_merely_stopped_is_no_success(stream: list[bytes], status: str, says: str | None) -> None:
-    found, error = judge(understand([(0.0, b"".join(stream))]))
+    found, error = judge(understand(b"".join(stream)))
     assert found == status
     assert (says is None) == (error is None)
     assert says is None or says in (error or "")
@@ -80,8 +87,8 @@ async def request_of(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(size)
 
 
-def turn(prompt: bytes = b"1,2,3") -> Turn:
-    return Turn("v", "realistic", 1, 0, 0, 1, prompt, 9, 8, 2, 0.0)
+def turn(*prompt: bytes) -> Turn:
+    return Turn("v", "realistic", 1, 0, 0, 1, prompt or (b"1,", b"2,3"), 9, 8, 2, 0.0)
 
 
 def ask(handler: Handler, times: int = 1, timeout_s: float = 5) -> tuple[list[TurnRecord], int]:

@@ -13,9 +13,9 @@ FLOORS = {
     **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "scene"), 4),
     **dict.fromkeys(("load", "stats"), 3),
     **dict.fromkeys(("client", "server", "capacity", "waits", "foreign"), 2),
-    **dict.fromkeys(("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "wire"), 1),
-    "hypertext": 1,
-    **dict.fromkeys(("errors", "tables", "sample", "svg"), 0),
+    **dict.fromkeys(("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape"), 1),
+    **dict.fromkeys(("hypertext", "connection", "dialect"), 1),
+    **dict.fromkeys(("errors", "tables", "sample", "svg", "wire"), 0),
 }
 ALLOWED_SIBLINGS = {("tables", "errors")}  # there is one error
 

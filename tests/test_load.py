@@ -14,6 +14,12 @@ from bench.records import TurnRecord
 from bench.workload import Arrivals, Content, Turn
 
 ORDER = count()
+
+
+def text(turn: Turn) -> bytes:
+    return b"".join(turn.prompt)
+
+
 WORDS = tuple(str(i).encode() for i in range(500))
 
 
@@ -110,10 +116,10 @@ def test_each_turn_extends_the_exact_prompt_before_it_with_the_real_answer() -> 
     turns = [turn for turn in known.turns if turn.number > 0]
     assert [turn.number for turn in turns] == list(range(1, 13))
     for before, after in pairwise(turns):
-        answered = before.prompt + b"," + b",".join([b"499"] * 75)
-        assert after.prompt.startswith(answered + b",")
+        answered = text(before) + b"," + b",".join([b"499"] * 75)
+        assert text(after).startswith(answered + b",")
         assert after.prompt_tokens == before.prompt_tokens + 1067
-        assert len(after.prompt.split(b",")) == after.prompt_tokens
+        assert len(text(after).split(b",")) == after.prompt_tokens
         assert after.eligible_tokens == (before.prompt_tokens + 75 - 1) // 128 * 128
     assert turns[-1].prompt_tokens == 22_804
 
@@ -123,9 +129,9 @@ def test_the_shared_prompt_is_warmed_and_is_all_that_a_first_turn_can_have_cache
     warm = [turn for turn in known.turns if turn.number == 0]
     assert [(turn.prompt_tokens, turn.output_tokens) for turn in warm] == [(10_000, 1)]
     firsts = [turn for turn in known.turns if turn.number == 1]
-    assert all(turn.prompt.startswith(warm[0].prompt + b",") for turn in firsts)
+    assert all(text(turn).startswith(text(warm[0]) + b",") for turn in firsts)
     assert {turn.eligible_tokens for turn in firsts} == {9_984}
-    assert len({turn.prompt for turn in firsts}) == len(firsts)
+    assert len({text(turn) for turn in firsts}) == len(firsts)
 
 
 def test_turns_are_due_when_the_turn_before_ended() -> None:
@@ -157,18 +163,18 @@ def test_the_best_case_is_warmed_to_full_depth_and_the_worst_only_to_the_shared_
     warm, *shots = known.turns
     assert warm.prompt_tokens == 22_804
     assert {shot.prompt_tokens for shot in shots} == {23_004}
-    assert all(shot.prompt.startswith(warm.prompt + b",") for shot in shots)
+    assert all(text(shot).startswith(text(warm) + b",") for shot in shots)
     known, _ = play(concurrency=2, requests=6, case="worst")
     warm, *shots = known.turns
     assert warm.prompt_tokens == 10_000
     assert {shot.prompt_tokens for shot in shots} == {22_836}
-    tails = {shot.prompt.split(b",")[10_032] for shot in shots}
+    tails = {text(shot).split(b",")[10_032] for shot in shots}
     assert len(tails) == 1, "the context is the same, only the bust prefix differs"
-    assert len({shot.prompt for shot in shots}) == 6
+    assert len({text(shot) for shot in shots}) == 6
 
 
 def test_no_two_levels_send_the_same_session() -> None:
-    prompts = [{turn.prompt for turn in play(c, 24)[0].turns if turn.number > 0} for c in (1, 2)]
+    prompts = [{text(turn) for turn in play(c, 24)[0].turns if turn.number > 0} for c in (1, 2)]
     assert not prompts[0] & prompts[1]
 
 
@@ -177,4 +183,4 @@ def test_spread_sessions_are_warmed_with_their_own_history() -> None:
     warm = [turn for turn in known.turns if turn.number == 0]
     deep = next(turn for turn in known.turns if turn.number > 1)
     assert len(warm) > 4
-    assert any(deep.prompt.startswith(turn.prompt + b",") and turn.prompt_tokens > 10_000 for turn in warm)
+    assert any(text(deep).startswith(text(turn) + b",") and turn.prompt_tokens > 10_000 for turn in warm)

@@ -2,61 +2,108 @@
 
 import pytest
 
-from bench.wire import Response, events
+from bench.wire import Events, Response, Stamp, Told
 from tests.test_client import STREAM, chunked
 
 
-def body(response: Response) -> bytes:
-    return b"".join(piece for _, piece in response.pieces)
+def at(when: float) -> Told:
+    return lambda: stamp(when)
+
+
+def stamp(when: float) -> Stamp:
+    return Stamp(when, when)
+
+
+def fed(*pieces: bytes) -> Response:
+    """Piece n came at second n."""
+    response = Response()
+    for number, piece in enumerate(pieces):
+        response.feed(at(float(number)), piece)
+    return response
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 10_000])
 def test_a_chunked_response_is_read_whatever_way_it_is_split(size: int) -> None:
     raw = b"HTTP/1.1 100 Continue\r\n\r\n" + chunked(*STREAM)
     response = Response()
-    for at in range(0, len(raw), size):
+    for start in range(0, len(raw), size):
         assert not response.whole
-        response.feed(float(at), raw[at : at + size])
+        response.feed(at(start), raw[start : start + size])
     assert response.whole
     assert response.reusable
-    assert body(response) == b"".join(STREAM)
+    assert response.body == b"".join(STREAM)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 10_000])
+def test_every_byte_of_a_body_has_the_time_of_the_piece_that_brought_it(size: int) -> None:
+    raw = chunked(*STREAM)
+    response = fed(*(raw[start : start + size] for start in range(0, len(raw), size)))
+    reached = 0
+    for event in STREAM:
+        reached += len(event)
+        assert response.when(reached) == stamp(float((raw.index(event) + len(event) - 1) // size))
 
 
 def test_bodies_with_a_length_without_one_and_none_at_all() -> None:
-    sized, closing, empty = Response(), Response(), Response()
-    sized.feed(0, b"HTTP/1.1 404 Not Found\r\ncontent-length: 3\r\n\r\nab")
+    sized = fed(b"HTTP/1.1 404 Not Found\r\ncontent-length: 3\r\n\r\nab")
     assert not sized.whole
-    sized.feed(0, b"c")
+    sized.feed(at(7), b"c")
     assert sized.whole
-    closing.feed(0, b"HTTP/1.1 200 OK\r\n\r\nabc")
+    assert (sized.body, sized.when(2), sized.when(3)) == (b"abc", stamp(0), stamp(7))
+    closing = fed(b"HTTP/1.1 200 OK\r\n\r\nab", b"c")
     assert not closing.whole
     closing.closed()
     assert closing.whole
     assert not closing.reusable
-    empty.feed(0, b"HTTP/1.1 204 No Content\r\n\r\n")
-    assert empty.whole
+    assert closing.body == b"abc"
+    assert fed(b"HTTP/1.1 204 No Content\r\n\r\n").whole
+
+
+def test_a_response_that_is_cut_is_not_whole() -> None:
+    for raw in (chunked(*STREAM)[:-1], b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nab", b"HTTP/1.1 200"):
+        cut = fed(raw)
+        cut.closed()
+        assert not cut.whole
 
 
 def test_a_chunk_extension_and_a_trailer_are_passed_over() -> None:
-    response = Response()
-    response.feed(0, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nT: 1\r\n\r\n")
+    response = fed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nT: 1\r\n", b"\r\n")
     assert response.whole
-    assert body(response) == b"abc"
+    assert response.body == b"abc"
 
 
-@pytest.mark.parametrize("garbage", [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 xyz\r\n\r\n", b"x" * 70_000])
+def test_headers_that_come_byte_by_byte_and_are_huge() -> None:
+    raw = b"HTTP/1.1 200 OK\r\nX: " + b"x" * 60_000 + b"\r\nContent-Length: 1\r\n\r\na"
+    assert fed(*(raw[start : start + 1] for start in range(len(raw)))).body == b"a"
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        b"HTTP/1.1 xyz\r\n\r\n",
+        b"x" * 70_000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nhello\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1" * 5_000,
+    ],
+)
 def test_garbage_is_an_error(garbage: bytes) -> None:
-    with pytest.raises(ValueError, match=r"HTTP|headers"):
-        Response().feed(0, garbage)
+    with pytest.raises(ValueError, match=r"HTTP|headers|size|invalid literal"):
+        fed(garbage)
 
 
-def test_an_event_is_stamped_when_its_last_byte_came() -> None:
-    stream = b"".join(STREAM)
-    cut = stream.index(b"\n\n") + 1
-    found = list(events([(1.0, stream[:cut]), (2.0, stream[cut:])]))
-    assert [at for at, _ in found] == [2.0] * 4
+def data(body: bytes) -> list[bytes | None]:
+    events = Events(body)
+    return [events.data(number) for number in range(len(events))]
 
 
 def test_comments_and_windows_line_ends_and_events_of_several_lines() -> None:
-    found = list(events([(0.0, b": ping\r\n\r\ndata: a\r\ndata: b\r\n\r\nevent: x\ndata:c\n\n")]))
-    assert [data for _, data in found] == [b"a\nb", b"c"]
+    assert data(b": ping\r\n\r\ndata: a\r\ndata: b\r\n\r\nevent: x\ndata:c\n\n") == [None, b"a\nb", b"c"]
+    assert data(b": ping\n\ndata: a\ndata: b\n\nevent: x\ndata:c\n\n") == [None, b"a\nb", b"c"]
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+def test_an_event_ends_at_its_blank_line_and_one_without_is_none(end: bytes) -> None:
+    events = Events(b"data: a" + end + b"data: b" + end + b"data: c")
+    assert events.ends == [7 + len(end), 2 * (7 + len(end))]
+    assert [events.around(offset) for offset in (0, events.ends[0] - 1, events.ends[0], events.ends[1])] == [0, 0, 1, 2]

@@ -78,8 +78,6 @@ def test_content_differs_by_run_level_and_session_and_repeats_by_seed() -> None:
     others = [one.text(0, 8, 0, 4, tokens=50), one.text(0, 10, 0, 3, tokens=50), one.text(0, 8, 1, 3, tokens=50)]
     others += [Content(words, b",", seed=0, salt=2).text(0, 8, 0, 3, tokens=50)]
     assert one.text(0, 8, 0, 3, tokens=50) not in others
-    assert one.last(b"1,2,3,4", 2) == b"3,4"
-    assert one.last(b"1,2", 0) == b""
 
 
 def test_a_workload_longer_than_the_context_is_refused() -> None:

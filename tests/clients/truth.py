@@ -2,8 +2,8 @@
 
     python -m tests.clients.truth --log TIMES.jsonl
 
-Prints its port once it listens. An answer begins `first` seconds after its request was whole (give or take `spread`) and
-has `chunks` events, `gap` seconds apart. Its own lateness is in its log: no client can be judged better than that.
+Prints its port once it listens. An answer begins `first` seconds after its request was whole, give or take `spread`
+and has `chunks` events, `gap` seconds apart. Its own lateness is in its log: no client can be judged better than that.
 """
 
 import argparse

@@ -1,0 +1,113 @@
+"""How a target is asked, and how what it says is read, once it is whole: until then others have to be heard."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bench.wire import Events, Stamp
+
+# What stands in an event that is worth parsing; the others only carry text, which is copied as it stands.
+TELLING = tuple(
+    name + gap + value
+    for name, value in ((b'"finish_reason":', b'"'), (b'"usage":', b"{"), (b'"metrics":', b"{"), (b'"error":', b""))
+    for gap in ((b"", b" ") if value else (b"",))
+)
+STRING = rb'\s*"((?:[^"\\]|\\.)*)"'
+TEXT = {"/v1/completions": re.compile(rb'"text":' + STRING)}
+CHAT_TEXT = re.compile(rb'"(?:content|reasoning|reasoning_content)":' + STRING)
+WORD = re.compile(rb"w(\d+)")
+IDS = re.compile(rb'"token_ids":\s*\[([\d,\s]+)\]')
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a target takes prompts and gives answers. Found out by asking, and part of the record of a run."""
+
+    name: str
+    path: str
+    opening: bytes  # of the JSON around the prompt
+    closing: bytes
+    words: tuple[bytes, ...]  # each one token, in the target's notation
+    separator: bytes
+    answers: Literal["word", "id", "text"]
+    forced: bool  # output length can be forced
+    reports_cached: bool = False
+
+    def head(self, model: str) -> bytes:
+        return b'{"model":' + json.dumps(model).encode() + b"," + self.opening
+
+    def tail(self, output_tokens: int) -> bytes:
+        asked: dict[str, Any] = {"max_tokens": output_tokens, "temperature": 0, "stream": True}
+        asked["stream_options"] = {"include_usage": True}
+        if self.forced:
+            asked |= {"min_tokens": output_tokens, "ignore_eos": True}
+        if self.answers == "id":
+            asked["return_token_ids"] = True
+        if self.answers == "word":
+            asked["skip_special_tokens"] = False
+        return self.closing + b"," + json.dumps(asked, separators=(",", ":")).encode()[1:]
+
+    def answer(self, body: bytes) -> bytes:
+        """What was generated, as the next prompt has to repeat it: copied out of the events, escapes and all."""
+        if self.answers == "id":
+            return b",".join(IDS.findall(body))
+        text = b"".join(TEXT.get(self.path, CHAT_TEXT).findall(body)).strip()
+        return text if self.answers == "text" else b",".join(WORD.findall(text))
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a stream said."""
+
+    first: Stamp | None = None
+    last: Stamp | None = None
+    done: bool = False
+    finish_reason: str | None = None
+    usage: dict[str, Any] = field(default_factory=dict)
+    timing: dict[str, Any] = field(default_factory=dict)  # vLLM's --enable-per-request-metrics
+    error: str | None = None
+
+
+def understand(body: bytes, when: Callable[[int], Stamp]) -> Answer:
+    """Of all events only the few that tell something are parsed."""
+    answer, events = Answer(), Events(body)
+    at = 0
+    while at < len(events) and answer.first is None:
+        _take_in(answer, events, at, when)
+        at += 1
+    told = {events.around(found) for key in TELLING if (found := body.rfind(key)) >= 0}
+    for number in sorted(told):
+        if at <= number < len(events):
+            _take_in(answer, events, number, when)
+    answer.done = b"[DONE]" in (events.data(number) for number in reversed(range(len(events))))
+    return answer
+
+
+def _take_in(answer: Answer, events: Events, number: int, when: Callable[[int], Stamp]) -> None:
+    data = events.data(number)
+    if data is None or data == b"[DONE]":
+        return
+    event = json.loads(data)
+    if event.get("error"):
+        answer.error = error_text(event)
+    answer.usage = event.get("usage") or answer.usage
+    answer.timing = event.get("metrics") or answer.timing
+    for choice in event.get("choices") or ():
+        if answer.first is None and _is_token(choice):
+            answer.first = when(events.ends[number])
+        if choice.get("finish_reason"):
+            answer.finish_reason, answer.last = choice["finish_reason"], when(events.ends[number])
+
+
+def _is_token(choice: dict[str, Any]) -> bool:
+    """Chat servers open with an event that only names the role: not a token yet. vLLM never sends an empty one."""
+    delta = choice.get("delta") or {}
+    said = ("content", "reasoning", "reasoning_content", "tool_calls")
+    return "text" in choice or any(delta.get(name) for name in said)
+
+
+def error_text(body: Any) -> str:
+    error = body.get("error", body) if isinstance(body, dict) else body
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:500]

@@ -1,0 +1,90 @@
+"""How the client itself fared while it measured: what it took of a core, and for how long what came had to wait."""
+
+import asyncio
+import contextlib
+import gc
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+TICK_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """Of one process over one level."""
+
+    wall_s: float
+    cpu_s: float
+    lag_p99_s: float  # at one moment in a hundred, something that came then would have waited longer
+    lag_max_s: float
+    gc_s: float  # in garbage collections
+    gc_max_s: float
+
+
+@contextlib.asynccontextmanager
+async def felt(keep: Callable[[Pulse], None]) -> AsyncIterator[None]:
+    """Hands over the pulse of the event loop at the end of the body."""
+    lags: list[float] = []
+    began, cpu = time.perf_counter(), time.process_time()
+    ticking = asyncio.create_task(_tick(lags))
+    with _collections() as pauses:
+        try:
+            yield
+        finally:
+            ticking.cancel()
+            wall = time.perf_counter() - began
+            lag = waited(lags, wall), max(lags, default=0.0)
+            keep(Pulse(wall, time.process_time() - cpu, *lag, sum(pauses), max(pauses, default=0.0)))
+
+
+async def _tick(lags: list[float]) -> None:
+    while True:
+        due = time.perf_counter() + TICK_S
+        await asyncio.sleep(TICK_S)
+        lags.append(max(0.0, time.perf_counter() - due))
+
+
+def waited(lags: Sequence[float], wall_s: float, share: float = 0.01) -> float:
+    """What comes at any moment of a lag waits for the rest of it: the wait that `share` of all moments exceed."""
+    longest = sorted(lags, reverse=True)
+    total = 0.0
+    for number, lag in enumerate(longest, 1):
+        total += lag
+        least = (total - share * wall_s) / number  # if just these exceed it
+        if least > 0 and (number == len(longest) or least >= longest[number]):
+            return least
+    return 0.0
+
+
+@contextlib.contextmanager
+def _collections() -> Iterator[list[float]]:
+    """How long each garbage collection of the body took."""
+    pauses: list[float] = []
+    began = 0.0
+
+    def note(phase: str, _: dict[str, Any]) -> None:
+        nonlocal began
+        now = time.perf_counter()
+        if phase == "start":
+            began = now
+        else:
+            pauses.append(now - began)
+
+    gc.callbacks.append(note)
+    try:
+        yield pauses
+    finally:
+        gc.callbacks.remove(note)
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """A garbage collection of 60 ms in mid-level would be 60 ms of somebody's TTFT: collect before, not during."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
