@@ -35,14 +35,15 @@ def conclude(folder: Folder) -> Conclusion:
         hint = "a published run keeps none: its table and its report lie beside its run.json, as they were made"
         raise BenchError(f"{folder.path} has no requests.jsonl, so nothing can be made again", hint)
     run, records = folder.manifest(), folder.records()
-    samples = list(folder.rows("server.jsonl"))
+    samples, pulses = list(folder.rows("server.jsonl")), list(folder.rows("client.jsonl"))
     rows: list[LevelRow] = []
     checks: list[Check] = []
     verdicts: dict[str, Any] = {}
     for variant, facts in run["variants"].items():
         own = [record for record in records if record.variant == variant]
         told = [sample for sample in samples if sample["variant"] == variant]
-        here = list(_rows(run, variant, own, told))
+        felt = [pulse for pulse in pulses if pulse["variant"] == variant]
+        here = list(_rows(run, variant, own, told, felt))
         verdicts[variant] = _verdict(here, own, knee.parse_slo(run["slo"]), _server(run, facts))
         if "dialect" in facts and own:
             healthy = (verdicts[variant]["knee"] or [None])[0]
@@ -74,7 +75,9 @@ def _told(name: str, checks: Sequence[Check]) -> dict[str, Any]:
     return {"name": name, "passed": known, "detail": "; ".join(dict.fromkeys(details))}
 
 
-def _rows(run: dict[str, Any], variant: str, records: Sequence[TurnRecord], samples: Samples) -> Iterator[LevelRow]:
+def _rows(
+    run: dict[str, Any], variant: str, records: Sequence[TurnRecord], samples: Samples, pulses: Samples
+) -> Iterator[LevelRow]:
     """The levels that were played to their end."""
     levels: dict[tuple[str, int], list[TurnRecord]] = {}
     for record in records:
@@ -85,8 +88,10 @@ def _rows(run: dict[str, Any], variant: str, records: Sequence[TurnRecord], samp
         found = levels.get(name, [])
         ended = sum(record.turn > 0 and record.status != "cut" for record in found)
         if level["variant"] == variant and ended == level["requests"] * run["repeats"]:
-            own = [sample for sample in samples if (sample["case"], sample["concurrency"]) == name]
-            yield stats.reduce(found, own, run["typical"]["shared_tokens"], server.max_seqs)
+            own, felt = (
+                [row for row in rows if (row["case"], row["concurrency"]) == name] for rows in (samples, pulses)
+            )
+            yield stats.reduce(found, own, run["typical"]["shared_tokens"], server.max_seqs, felt)
 
 
 def _server(run: dict[str, Any], facts: dict[str, Any]) -> Server:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,9 +68,12 @@ class TurnRecord:
         return self.sent_s - self.intended_s
 
 
+KEPT = tuple(field.name for field in fields(TurnRecord) if field.name != "answer")
+
+
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """results/runs/NAME: run.json, requests.jsonl, server.jsonl, what is made of them, server logs."""
+    """results/runs/NAME: run.json, requests.jsonl, server.jsonl, client.jsonl, what is made of them, server logs."""
 
     path: Path
 
@@ -103,9 +106,7 @@ class Folder:
             out.write(json.dumps(row, separators=(",", ":")) + "\n")
 
     def keep(self, record: TurnRecord) -> None:
-        row = asdict(record)
-        del row["answer"]
-        self.append("requests.jsonl", row)
+        self.append("requests.jsonl", {name: getattr(record, name) for name in KEPT})
 
     def records(self) -> list[TurnRecord]:
         known = {field.name for field in fields(TurnRecord)}

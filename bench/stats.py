@@ -66,6 +66,11 @@ class LevelRow:
     wait_lost_s: float | None = None
     wait_preempted_s: float | None = None
     wait_compute_s: float | None = None
+    # Of the client
+    punctual_p99_s: float | None = None  # p99 of TTFT had every turn been sent when it was due
+    read_late_p99_s: float | None = None  # for how long first tokens lay unread; not in TTFT
+    lag_p99_s: float | None = None  # of its event loop, at one moment in a hundred
+    client_cpu: float | None = None  # of a core, by its busiest process
 
 
 def by_session(turns: Iterable[TurnRecord]) -> list[list[TurnRecord]]:
@@ -89,8 +94,9 @@ def reduce(
     samples: Sequence[dict[str, Any]],
     shared_tokens: int = 0,
     max_seqs: int | None = None,
+    pulses: Sequence[dict[str, Any]] = (),
 ) -> LevelRow:
-    """All repeats of one level of one case, with the server's own samples taken while it ran."""
+    """All repeats of one level of one case, with what server and client told of themselves while it ran."""
     turns = [record for record in records if record.turn > 0]
     first = turns[0]
     repeats = [[r for r in turns if r.repeat == n] for n in sorted({record.repeat for record in turns})]
@@ -125,7 +131,19 @@ def reduce(
         **_percentiles(sessions),
         **_luck(turns),
         **_waits(whole, samples, max_seqs),
+        **_client(turns, pulses),
     )
+
+
+def _client(turns: Sequence[TurnRecord], pulses: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the client did to these numbers, and what it could have done."""
+    unread = [record.read_late_s for record in turns if record.read_late_s is not None]
+    return {
+        "punctual_p99_s": sample.percentile([ttft(record) - record.late_s for record in turns], 0.99),
+        "read_late_p99_s": sample.percentile(unread, 0.99),
+        "lag_p99_s": _most(pulses, "lag_p99_s"),
+        "client_cpu": max((pulse["cpu_s"] / pulse["wall_s"] for pulse in pulses), default=None),
+    }
 
 
 def _percentiles(sessions: list[list[float]]) -> dict[str, Any]:
@@ -289,6 +307,10 @@ METRICS: dict[str, Metric] = {
     "sessions": Metric("sessions", "sessions", "neither", count, "that were begun"),
     "duration_s": Metric("took", "s", "neither", seconds, ""),
     "late_p99_s": Metric("client late p99", "s", "less", seconds, "from when a turn was due until it was sent"),
+    "punctual_p99_s": Metric("p99 if on time", "s", "less", seconds, "p99 of TTFT had every turn been sent when due"),
+    "read_late_p99_s": Metric("unread p99", "s", "less", seconds, "for how long first tokens lay unread; not in TTFT"),
+    "lag_p99_s": Metric("client lag p99", "s", "less", seconds, "what came at one moment in a hundred waited longer"),
+    "client_cpu": Metric("client CPU", "", "less", share, "of a core, by the client's busiest process"),
     "lucky_p50_s": Metric("lucky p50", "s", "less", seconds, "TTFT of those who kept their history"),
     "lucky_p99_s": Metric("lucky p99", "s", "less", seconds, ""),
     "unlucky_p50_s": Metric("unlucky p50", "s", "less", seconds, "TTFT of those who lost it"),

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -11,9 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from bench import capacity, client, load, machine, scrape, server, stats
+from bench import capacity, client, load, machine, pulse, scrape, server, stats
 from bench.errors import BenchError, Exit
 from bench.load import Level
+from bench.pulse import Pulse
 from bench.recipe import Launch
 from bench.records import SCHEMA, Folder, TurnRecord
 from bench.workload import Content, Session, Turn, Workload
@@ -246,6 +246,7 @@ async def _level(
 ) -> None:
     records: list[TurnRecord] = []
     samples: list[dict[str, Any]] = []
+    pulses: list[dict[str, Any]] = []
     for repeat in range(plan.repeats):
         here = replace(level, repeat=repeat)
         identity = {name: getattr(here, name) for name in ("variant", "case", "concurrency", "repeat")}
@@ -255,6 +256,11 @@ async def _level(
             samples.append(row)
             folder.append("server.jsonl", row)
 
+        def felt(one: Pulse, identity: dict[str, Any] = identity) -> None:
+            row = {**identity, **asdict(one)}
+            pulses.append(row)
+            folder.append("client.jsonl", row)
+
         def look(keep: Any = keep) -> None:
             if sample := target.metrics():
                 keep(stage.clock.now(), sample)
@@ -262,21 +268,9 @@ async def _level(
         target.reset_cache()
         look()
         watch = scrape.watching(target.base_url, target.key, stage.clock.now, keep)
-        async with watch if samples else contextlib.nullcontext():
-            with _no_collection():
-                records += await load.play(here, plan.sessions(here), plan.workload.file.arrivals, stage, plan.seed)
+        async with watch if samples else contextlib.nullcontext(), pulse.felt(felt):
+            records += await load.play(here, plan.sessions(here), plan.workload.file.arrivals, stage, plan.seed)
         look()
         if died := target.alive():
             raise BenchError(f"at C = {level.concurrency}: {died}", f"its log: {target.log}", Exit.SERVER)
-    show.level_ended(stats.reduce(records, samples))
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """A garbage collection of 60 ms in mid-level would be 60 ms of somebody's TTFT: collect before, not during."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
+    show.level_ended(stats.reduce(records, samples, pulses=pulses))

@@ -22,7 +22,8 @@ COLUMNS = {
     "errors": 6,
     "duration_s": 6,
 }
-ALL_COLUMNS = (*COLUMNS, "requests", "preemptions", "kv_usage_max", "prefix_hit_rate", "tpot_p50_s", "late_p99_s")
+ALL_COLUMNS = (*COLUMNS, "requests", "preemptions", "kv_usage_max", "prefix_hit_rate", "tpot_p50_s", "late_p99_s",
+               "lag_p99_s", "client_cpu")  # fmt: skip
 
 CASE_TEXT = {
     "realistic": "sessions, each turn extending the one before",

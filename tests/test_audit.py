@@ -80,12 +80,35 @@ def test_another_length_than_planned_is_fatal_where_it_can_be_exact() -> None:
     assert [fatal for _, fatal in said(evidence(wrong, dialect=text))] == [False], "1 % off is within reach of text"
 
 
-def test_a_late_client_is_a_warning_and_fatal_where_it_could_be_the_tail(row: Row) -> None:
-    late = row(concurrency=8, ttft_p50_s=0.3, ttft_p99_s=1.0, late_p99_s=0.03)
+def test_a_late_client_is_a_warning_and_fatal_where_it_moved_the_tail(row: Row) -> None:
+    late = row(concurrency=8, ttft_p50_s=0.3, ttft_p99_s=1.0, late_p99_s=0.03, punctual_p99_s=0.98)
     ((what, fatal),) = said(evidence(rows=[late]))
     assert "C = 8: 30.0 ms at p99, 3.0%" in what
     assert not fatal
-    assert said(evidence(rows=[replace(late, late_p99_s=0.6)]))[0][1]
+    moved = replace(late, late_p99_s=0.6, punctual_p99_s=0.7)
+    _, (what, fatal) = said(evidence(rows=[moved]))
+    assert "C = 8: the client could have moved the tail: 300 ms of its own at p99, where TTFT is 1,000 ms" in what
+    assert fatal
+    arriving = evidence(rows=[moved])
+    arriving.run["workload"]["file"] = {"arrivals": {"sessions_per_s": 2.0}}
+    assert not any(fatal for _, fatal in said(arriving)), "there a turn is late because all places are taken"
+
+
+def test_a_loop_that_does_not_look_could_have_moved_the_tail_of_its_level(row: Row) -> None:
+    well = row(ttft_p50_s=0.3, ttft_p99_s=1.0, lag_p99_s=0.05)
+    assert said(evidence(rows=[well])) == []
+    (what, fatal), *_ = said(evidence(rows=[well, replace(well, concurrency=8, lag_p99_s=0.2)]))
+    assert "C = 8" in what
+    assert fatal
+    assert said(evidence(rows=[row(ttft_p50_s=0.01, ttft_p99_s=0.03, lag_p99_s=0.008)])) == [], (
+        "no promise is that near"
+    )
+
+
+def test_a_client_that_needs_most_of_a_core_is_warned_of(row: Row) -> None:
+    ((what, fatal),) = said(evidence(rows=[row(client_cpu=0.84)]))
+    assert "84% of a core" in what
+    assert not fatal
 
 
 def test_a_client_that_reads_late_on_our_own_machine_makes_the_run_worthless(row: Row) -> None:
@@ -100,13 +123,6 @@ def test_waiting_for_our_own_places_is_no_late_client_where_sessions_arrive_at_a
     seen = evidence(rows=[row(wait_client_s=9.0, wait_compute_s=0.02)], launch={"name": "cpu"})
     seen.run["workload"]["file"] = {"arrivals": {"sessions_per_s": 2.0}}
     assert said(seen) == []
-
-
-def test_one_level_that_is_too_late_is_fatal_whatever_the_others_are(row: Row) -> None:
-    little = row(ttft_p50_s=0.01, ttft_p99_s=0.03, late_p99_s=0.02)
-    much = row(concurrency=8, ttft_p50_s=0.3, ttft_p99_s=0.9, late_p99_s=0.5)
-    assert said(evidence(rows=[little]))[0][1] is False
-    assert said(evidence(rows=[little, much]))[0][1] is True
 
 
 def test_text_that_became_other_tokens_than_planned_is_neither_warm_nor_lost() -> None:

@@ -14,7 +14,7 @@ FLOORS = {
     **dict.fromkeys(("load", "stats"), 3),
     **dict.fromkeys(("client", "server", "capacity", "waits", "foreign"), 2),
     **dict.fromkeys(("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape"), 1),
-    **dict.fromkeys(("hypertext", "connection", "dialect"), 1),
+    **dict.fromkeys(("hypertext", "connection", "dialect", "pulse"), 1),
     **dict.fromkeys(("errors", "tables", "sample", "svg", "wire"), 0),
 }
 ALLOWED_SIBLINGS = {("tables", "errors")}  # there is one error

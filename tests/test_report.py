@@ -39,7 +39,13 @@ def run_folder(tmp_path: Path) -> Folder:
         for number in range(1, 11):
             gone = lost if number > 5 else 0
             turn = replace(
-                ONE, variant="fp8", concurrency=concurrency, session=number, turn=number, eligible_tokens=6000
+                ONE,
+                variant="fp8",
+                concurrency=concurrency,
+                session=number,
+                turn=number,
+                eligible_tokens=6000,
+                sent_s=10.0,
             )
             folder.keep(replace(turn, cached_tokens=6000 - gone, planned_output_tokens=11))
     server = {
