@@ -155,6 +155,11 @@ def cli() -> None:
     default=600.0,
     help="Seconds after which a request is given up.",
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    help="Processes of the client that the sessions are spread over.  [default: one for each 512 sessions]",
+)
 @click.option("--out", metavar="DIR", help="The run's folder.  [default: results/runs/DATE-GPU-KV]")
 @click.option("--dry-run", is_flag=True, help="Print the command, the levels and the expected duration; start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print run.json, verdict included, instead of the table.")
@@ -369,6 +374,9 @@ def _endpoint(given: dict[str, Any]) -> "Endpoint":
     return server.connect(given["endpoint"], given["model"], os.environ.get("BENCH_API_KEY"))
 
 
+OF_A_PLAN = ("max_c", "bounds", "miss_rates", "requests", "repeats", "seed", "timeout_s", "processes")
+
+
 def _plan(given: dict[str, Any], launches: Launches, endpoint: "Endpoint | None") -> "Plan":
     from bench import capacity, workload
     from bench import sweep as job
@@ -381,7 +389,7 @@ def _plan(given: dict[str, Any], launches: Launches, endpoint: "Endpoint | None"
         work,
         [endpoint.cache.tokens] if endpoint else tokens,
         _levels(given["levels"], given["max_c"]),
-        *(given[name] for name in ("max_c", "bounds", "miss_rates", "requests", "repeats", "seed", "timeout_s")),
+        *(given[name] for name in OF_A_PLAN),
     )
 
 

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 import httpx
@@ -29,28 +29,32 @@ COMMON = (
 COMMON = [word for word in COMMON if len(word) == 4]
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Who is asked, and how; times are told from `epoch`."""
+
+    base_url: str
+    model: str
+    dialect: Dialect
+    epoch: float
+    timeout_s: float = 600
+    key: str | None = None
+
+
 class Client:
     """`send` over HTTP."""
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str,
-        dialect: Dialect,
-        epoch: float,
-        timeout_s: float = 600,
-        key: str | None = None,
-    ) -> None:
-        self.dialect, self.epoch, self.timeout_s = dialect, epoch, timeout_s
-        url = urlsplit(base_url)
+    def __init__(self, target: Target) -> None:
+        self.dialect, self.epoch, self.timeout_s = target.dialect, target.epoch, target.timeout_s
+        url = urlsplit(target.base_url)
         tls = url.scheme == "https"
         self._dialer = Dialer(url.hostname or "127.0.0.1", url.port or (443 if tls else 80), tls)
-        authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+        authorization = f"Authorization: Bearer {target.key}\r\n" if target.key else ""
         self._headers = (
-            f"POST {url.path.rstrip('/')}{dialect.path} HTTP/1.1\r\nHost: {url.netloc}\r\n{authorization}"
+            f"POST {url.path.rstrip('/')}{self.dialect.path} HTTP/1.1\r\nHost: {url.netloc}\r\n{authorization}"
             "Content-Type: application/json\r\nAccept: text/event-stream\r\nContent-Length: "
         ).encode()
-        self._head = dialect.head(model)
+        self._head = self.dialect.head(target.model)
         self._tails: dict[int, bytes] = {}
         self._idle: list[Connection] = []
 
@@ -155,6 +159,21 @@ class Client:
             connection.close()
         self._idle.clear()
         self._dialer.close()
+
+
+def keeping(client: Client, keep: Callable[[TurnRecord], None]) -> Callable[[Turn], Awaitable[TurnRecord]]:
+    """`send` that hands over every record, those of turns that were given up with it."""
+
+    async def send(turn: Turn) -> TurnRecord:
+        try:
+            record = await client.send(turn)
+        except asyncio.CancelledError:
+            keep(client.cut(turn))
+            raise
+        keep(record)
+        return record
+
+    return send
 
 
 def _read(response: Response) -> Answer:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bench.records import TurnRecord
-from bench.workload import Arrivals, Content, Part, Prompt, Session, Turn
+from bench.workload import Content, Part, Prompt, Session, Turn, Workload
 
 Send = Callable[[Turn], Awaitable[TurnRecord]]
 
@@ -102,36 +102,58 @@ def _shared(part: Part, level: Level, content: Content, common: dict[tuple[int, 
     return words
 
 
-async def play(
-    level: Level, sessions: Iterator[Session], arrivals: Arrivals, stage: Stage, seed: int
-) -> list[TurnRecord]:
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Of a level's sessions, slots and requests: every `of`-th."""
+
+    number: int = 0
+    of: int = 1
+
+    def size(self, whole: int) -> int:
+        return len(range(self.number, whole, self.of))
+
+    def take(self, endless: Iterator[Any]) -> Iterator[Any]:
+        return islice(endless, self.number, None, self.of)
+
+
+ALL = Share()
+
+
+def sessions(workload: Workload, level: Level, seed: int) -> Iterator[Session]:
+    if level.case == "realistic":
+        return workload.sessions(seed, level.concurrency)
+    return workload.single_shots(seed, miss_rate(level.case))
+
+
+async def play(level: Level, workload: Workload, stage: Stage, seed: int) -> list[TurnRecord]:
     """Warm up what the case presumes cached, then send `level.requests` turns; in the order in which they ended."""
-    performance = Performance(level, sessions, stage)
+    performance = Performance(level, workload, stage, seed)
     await performance.warm_up()
-    if arrivals.sessions_per_s is not None and level.case == "realistic":
-        await performance.open_loop(_poisson(arrivals.sessions_per_s, [seed, *level.identity], stage.clock.now()))
-    else:
-        await performance.closed_loop()
+    await performance.run(stage.clock.now())
     return performance.records
 
 
-def _poisson(rate: float, identity: list[int], start: float) -> Iterator[float]:
-    rng = np.random.default_rng(identity)
-    while True:
-        start += float(rng.exponential(1 / rate))
-        yield start
-
-
 class Performance:
-    """One level being played."""
+    """One level being played, or a share of it."""
 
-    def __init__(self, level: Level, sessions: Iterator[Session], stage: Stage) -> None:
-        self.level, self.stage = level, stage
+    def __init__(self, level: Level, workload: Workload, stage: Stage, seed: int, share: Share = ALL) -> None:
+        self.level, self.stage, self.seed, self.share = level, stage, seed, share
+        self.rate = workload.file.arrivals.sessions_per_s if level.case == "realistic" else None
         self.records: list[TurnRecord] = []
-        self._left = level.requests
+        self._slots = share.size(level.concurrency)
+        self._left = share.size(level.requests)
         self._common: dict[tuple[int, ...], Any] = {}
-        self._scripts = (Script(stage.content, level, session, self._common) for session in sessions)
-        self._waiting = deque(islice(self._scripts, level.concurrency))  # in the wings, ready to go on
+        cast = share.take(sessions(workload, level, seed))
+        self._scripts = (Script(stage.content, level, session, self._common) for session in cast)
+        self._waiting = deque(islice(self._scripts, self._slots))  # in the wings, ready to go on
+
+    async def run(self, start: float) -> None:
+        await self.stage.clock.sleep_until(start)
+        if self.rate is None:
+            await self._closed_loop(start)
+        else:
+            arrivals = _poisson(self.rate, [self.seed, *self.level.identity], start)
+            await self._open_loop(self.share.take(arrivals))
 
     def _understudy(self) -> None:
         self._waiting.append(next(self._scripts))
@@ -146,9 +168,8 @@ class Performance:
             turn = self._turn(-1 - number, 0, prompt, tokens, 0, 1, self.stage.clock.now())
             self.records.append(await self.stage.send(turn))
 
-    async def closed_loop(self) -> None:
+    async def _closed_loop(self, start: float) -> None:
         """C slots; where a session ends the next begins."""
-        start = self.stage.clock.now()
 
         async def slot() -> None:
             due = start
@@ -156,12 +177,12 @@ class Performance:
                 due = await self._perform(self._next(), due)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(self.level.concurrency):
+            for _ in range(self._slots):
                 group.create_task(slot())
 
-    async def open_loop(self, arrivals: Iterator[float]) -> None:
+    async def _open_loop(self, arrivals: Iterator[float]) -> None:
         """Sessions begin on an absolute schedule; one that finds C under way waits, and its wait counts."""
-        free = asyncio.Semaphore(self.level.concurrency)
+        free = asyncio.Semaphore(self._slots)
 
         async def guest(due: float) -> None:
             try:
@@ -221,3 +242,10 @@ class Performance:
             output_tokens=output,
             intended_s=due,
         )
+
+
+def _poisson(rate: float, identity: list[int], start: float) -> Iterator[float]:
+    rng = np.random.default_rng(identity)
+    while True:
+        start += float(rng.exponential(1 / rate))
+        yield start

@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from bench import capacity, client, load, machine, pulse, scrape, server, stats
+from bench import capacity, client, load, machine, scrape, server, stats, troupe
+from bench.client import Target
 from bench.errors import BenchError, Exit
 from bench.load import Level
 from bench.pulse import Pulse
 from bench.recipe import Launch
 from bench.records import SCHEMA, Folder, TurnRecord
-from bench.workload import Content, Session, Turn, Workload
+from bench.troupe import Part
+from bench.workload import Content, Workload
 
 STUDY_LEVELS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 48)
 STUDY_REQUESTS = 200
@@ -61,6 +63,7 @@ class Plan:
     repeats: int
     seed: int
     timeout_s: float
+    processes: int | None = None  # of the client; None: as many as it needs
 
     def levels(self, variant: str) -> list[Level]:
         """Bounds last: the curve is what a user waits for."""
@@ -81,11 +84,6 @@ class Plan:
         elif self.requests is None and self.whole_sessions:
             requests = max(requests, round(concurrency * self.workload.typical(self.seed).turns))
         return Level(variant, case, concurrency, 0, requests)
-
-    def sessions(self, level: Level) -> Iterator[Session]:
-        if level.case == "realistic":
-            return self.workload.sessions(self.seed, level.concurrency)
-        return self.workload.single_shots(self.seed, load.miss_rate(level.case))
 
     def expected_s(self, launch: Launch | None, level: Level, fit: float | None) -> float | None:
         pace = capacity.pace(launch) if launch else None
@@ -114,6 +112,7 @@ def plan(
     repeats: int,
     seed: int,
     timeout_s: float,
+    processes: int | None = None,
 ) -> Plan:
     """`tokens`: the cache of each variant, as far as it is known. Whatever the user left open follows from it."""
     fits = [capacity.sessions_that_fit(size, work, seed) for size in tokens if size is not None]
@@ -123,7 +122,9 @@ def plan(
     # 200 requests tell nothing of a cache that they cannot fill: there each session has to grow to its end.
     filled = largest is not None and largest * work.typical(seed).turns < STUDY_REQUESTS
     ends = tuple(sorted({levels[0], fitting[-1]})) if bounds else ()
-    return Plan(work, levels, ends, tuple(dict.fromkeys(miss_rates)), requests, not filled, repeats, seed, timeout_s)
+    return Plan(
+        work, levels, ends, tuple(dict.fromkeys(miss_rates)), requests, not filled, repeats, seed, timeout_s, processes
+    )
 
 
 class Show(Protocol):
@@ -213,20 +214,8 @@ async def _measure(
     dialect = client.probe(target.base_url, target.model, target.key, target.vocabulary)
     run["variants"][variant.name]["dialect"] = {"name": dialect.name, "reports_cached": dialect.reports_cached}
     folder.write_manifest(run)
-    http = client.Client(target.base_url, target.model, dialect, epoch, plan.timeout_s, target.key)
-
-    async def send(turn: Turn) -> TurnRecord:
-        try:
-            record = await http.send(turn)
-        except asyncio.CancelledError:
-            folder.keep(http.cut(turn))
-            raise
-        folder.keep(record)
-        show.turn_ended(record)
-        return record
-
+    asked = Target(target.base_url, target.model, dialect, epoch, plan.timeout_s, target.key)
     content = Content(dialect.words, dialect.separator, plan.seed, run["salt"])
-    stage = load.Stage(content, target.cache.block_size or 1, send, load.WallClock(epoch))
     fit = capacity.sessions_that_fit(target.cache.tokens, plan.workload, plan.seed) if target.cache.tokens else None
     levels = plan.levels(variant.name)
     guesses = [plan.expected_s(variant.launch, level, fit) for level in levels]
@@ -235,42 +224,61 @@ async def _measure(
         left = None if None in guesses else drift * sum(s for s in guesses[at:] if s is not None)
         show.level_begins(replace(level, requests=level.requests * plan.repeats), left)
         began = time.perf_counter()
-        await _level(plan, level, target, folder, show, stage)
+        part = Part(level, plan.workload, content, target.cache.block_size or 1, asked, plan.seed)
+        await _level(part, plan, target, folder, show)
         if guess:
             drift = (time.perf_counter() - began) / guess
-    http.close()
 
 
-async def _level(
-    plan: Plan, level: Level, target: server.Endpoint, folder: Folder, show: Show, stage: load.Stage
-) -> None:
-    records: list[TurnRecord] = []
-    samples: list[dict[str, Any]] = []
-    pulses: list[dict[str, Any]] = []
+async def _level(part: Part, plan: Plan, target: server.Endpoint, folder: Folder, show: Show) -> None:
+    minutes = Minutes(folder, show)
     for repeat in range(plan.repeats):
-        here = replace(level, repeat=repeat)
-        identity = {name: getattr(here, name) for name in ("variant", "case", "concurrency", "repeat")}
+        here = replace(part, level=replace(part.level, repeat=repeat))
+        await minutes.take(here, plan.processes or troupe.needed(here.level.concurrency), target)
+    show.level_ended(minutes.row())
 
-        def keep(at: float, sample: scrape.Sample, identity: dict[str, Any] = identity) -> None:
-            row = {**identity, "t_s": at, **sample}
-            samples.append(row)
-            folder.append("server.jsonl", row)
 
-        def felt(one: Pulse, identity: dict[str, Any] = identity) -> None:
-            row = {**identity, **asdict(one)}
-            pulses.append(row)
-            folder.append("client.jsonl", row)
+class Minutes:
+    """What is told while a level is played: on file at once."""
 
-        def look(keep: Any = keep) -> None:
-            if sample := target.metrics():
-                keep(stage.clock.now(), sample)
+    def __init__(self, folder: Folder, show: Show) -> None:
+        self._folder, self._show = folder, show
+        self._identity: dict[str, Any] = {}
+        self._records: list[TurnRecord] = []
+        self._told: dict[str, list[dict[str, Any]]] = {"server.jsonl": [], "client.jsonl": []}
+
+    def row(self) -> stats.LevelRow:
+        return stats.reduce(self._records, self._told["server.jsonl"], pulses=self._told["client.jsonl"])
+
+    async def take(self, part: Part, processes: int, target: server.Endpoint) -> None:
+        """Of one repeat, on a cold cache."""
+        now = load.WallClock(part.target.epoch).now
+        self._identity = {name: getattr(part.level, name) for name in ("variant", "case", "concurrency", "repeat")}
+
+        def look() -> bool:
+            sample = target.metrics()
+            if sample:
+                self._sampled(now(), sample)
+            return bool(sample)
 
         target.reset_cache()
-        look()
-        watch = scrape.watching(target.base_url, target.key, stage.clock.now, keep)
-        async with watch if samples else contextlib.nullcontext(), pulse.felt(felt):
-            records += await load.play(here, plan.sessions(here), plan.workload.file.arrivals, stage, plan.seed)
+        watch = scrape.watching(target.base_url, target.key, now, self._sampled)
+        async with watch if look() else contextlib.nullcontext():
+            self._records += await troupe.play(part, processes, self._ended, self._felt)
         look()
         if died := target.alive():
-            raise BenchError(f"at C = {level.concurrency}: {died}", f"its log: {target.log}", Exit.SERVER)
-    show.level_ended(stats.reduce(records, samples, pulses=pulses))
+            raise BenchError(f"at C = {part.level.concurrency}: {died}", f"its log: {target.log}", Exit.SERVER)
+
+    def _ended(self, record: TurnRecord) -> None:
+        self._folder.keep(record)
+        self._show.turn_ended(record)
+
+    def _sampled(self, at: float, sample: scrape.Sample) -> None:
+        self._note("server.jsonl", {"t_s": at, **sample})
+
+    def _felt(self, one: Pulse) -> None:
+        self._note("client.jsonl", asdict(one))
+
+    def _note(self, file: str, row: dict[str, Any]) -> None:
+        self._told[file].append({**self._identity, **row})
+        self._folder.append(file, self._told[file][-1])

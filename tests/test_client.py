@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from bench.client import Client, judge
+from bench.client import Client, Target, judge
 from bench.dialect import Answer, Dialect
 from bench.dialect import understand as read
 from bench.records import TurnRecord
@@ -109,7 +109,7 @@ def ask(handler: Handler, times: int = 1, timeout_s: float = 5) -> tuple[list[Tu
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        client = Client(f"http://127.0.0.1:{port}", "m", WORDS, 0.0, timeout_s)
+        client = Client(Target(f"http://127.0.0.1:{port}", "m", WORDS, 0.0, timeout_s))
         records = [await client.send(turn()) for _ in range(times)]
         client.close()
         server.close()
@@ -179,6 +179,6 @@ def test_a_server_that_never_answers_is_given_up() -> None:
 
 
 def test_no_server_is_a_record_too() -> None:
-    record = asyncio.run(Client("http://127.0.0.1:9", "m", WORDS, 0.0, 5).send(turn()))
+    record = asyncio.run(Client(Target("http://127.0.0.1:9", "m", WORDS, 0.0, 5)).send(turn()))
     assert record.status == "failed"
     assert record.error

@@ -2,8 +2,7 @@
 
 import asyncio
 import heapq
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 
 import pytest
@@ -81,18 +80,16 @@ def play(
     fail: frozenset[int] = frozenset(), start: str = "together",
 ) -> tuple[Known, list[TurnRecord]]:  # fmt: skip
     work = workload.load(name)
+    file = replace(work.file, arrivals=Arrivals("together", rate)) if rate else work.file
     level = Level("v", case, concurrency, 0, requests)
 
     async def go() -> tuple[Known, list[TurnRecord]]:
         clock = VirtualClock()
         known = Known(clock, fail)
         stage = Stage(Content(WORDS, b",", 0, 0), 128, known.send, clock)
-        sessions: Iterator[workload.Session] = (
-            work.sessions(0, concurrency) if case == "realistic" else work.single_shots(0, load.miss_rate(case))
-        )
         ticking = asyncio.create_task(clock.run())
         async with asyncio.timeout(30):
-            records = await load.play(level, sessions, Arrivals("together", rate), stage, seed=0)
+            records = await load.play(level, replace(work, file=file), stage, seed=0)
         ticking.cancel()
         return known, records
 

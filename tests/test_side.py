@@ -27,7 +27,7 @@ def long_run(place: Path, slow: float = 1.0, levels: tuple[int, ...] = (1, 2)) -
     for concurrency in levels:
         for n in range(200):
             took = slow * (0.3 + 0.001 * (n % 37))
-            turn = replace(ONE, variant="fp8", concurrency=concurrency, session=n // 10, turn=1 + n % 10)
+            turn = replace(ONE, variant="fp8", concurrency=concurrency, session=n // 10, turn=1 + n % 10, sent_s=10.0)
             folder.keep(replace(turn, first_s=10.0 + took, cached_tokens=96))
     played = [asdict(Level("fp8", "realistic", c, 0, 200)) for c in levels]
     settings = {"cache": {"tokens": 4000}, "version": "0.32.0", "models": ["m"]}
