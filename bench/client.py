@@ -162,7 +162,7 @@ class Client:
 
 
 def keeping(client: Client, keep: Callable[[TurnRecord], None]) -> Callable[[Turn], Awaitable[TurnRecord]]:
-    """`send` that hands over every record, those of turns that were given up with it."""
+    """`send` that hands over every record, those of turns that were given up with it; after the next turn is sent."""
 
     async def send(turn: Turn) -> TurnRecord:
         try:
@@ -170,7 +170,7 @@ def keeping(client: Client, keep: Callable[[TurnRecord], None]) -> Callable[[Tur
         except asyncio.CancelledError:
             keep(client.cut(turn))
             raise
-        keep(record)
+        asyncio.get_running_loop().call_soon(keep, record)
         return record
 
     return send

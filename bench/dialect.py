@@ -14,7 +14,7 @@ TELLING = tuple(
     for name, value in ((b'"finish_reason":', b'"'), (b'"usage":', b"{"), (b'"metrics":', b"{"), (b'"error":', b""))
     for gap in ((b"", b" ") if value else (b"",))
 )
-STRING = rb'\s*"((?:[^"\\]|\\.)*)"'
+STRING = rb'\s*"([^"\\]*(?:\\.[^"\\]*)*)"'
 TEXT = {"/v1/completions": re.compile(rb'"text":' + STRING)}
 CHAT_TEXT = re.compile(rb'"(?:content|reasoning|reasoning_content)":' + STRING)
 WORD = re.compile(rb"w(\d+)")
@@ -73,20 +73,20 @@ class Answer:
 def understand(body: bytes, when: Callable[[int], Stamp]) -> Answer:
     """Of all events only the few that tell something are parsed."""
     answer, events = Answer(), Events(body)
-    at = 0
-    while at < len(events) and answer.first is None:
-        _take_in(answer, events, at, when)
-        at += 1
-    told = {events.around(found) for key in TELLING if (found := body.rfind(key)) >= 0}
-    for number in sorted(told):
-        if at <= number < len(events):
-            _take_in(answer, events, number, when)
-    answer.done = b"[DONE]" in (events.data(number) for number in reversed(range(len(events))))
+    reached = 0
+    for span in events.forward():
+        _take_in(answer, events.data(span), span[1], when)
+        reached = span[1]
+        if answer.first is not None:
+            break
+    told = {events.around(found) for key in TELLING if (found := body.rfind(key)) >= reached}
+    for telling in sorted(span for span in told if span):
+        _take_in(answer, events.data(telling), telling[1], when)
+    answer.done = next((data for span in events.backward() if (data := events.data(span))), None) == b"[DONE]"
     return answer
 
 
-def _take_in(answer: Answer, events: Events, number: int, when: Callable[[int], Stamp]) -> None:
-    data = events.data(number)
+def _take_in(answer: Answer, data: bytes | None, end: int, when: Callable[[int], Stamp]) -> None:
     if data is None or data == b"[DONE]":
         return
     event = json.loads(data)
@@ -96,9 +96,9 @@ def _take_in(answer: Answer, events: Events, number: int, when: Callable[[int], 
     answer.timing = event.get("metrics") or answer.timing
     for choice in event.get("choices") or ():
         if answer.first is None and _is_token(choice):
-            answer.first = when(events.ends[number])
+            answer.first = when(end)
         if choice.get("finish_reason"):
-            answer.finish_reason, answer.last = choice["finish_reason"], when(events.ends[number])
+            answer.finish_reason, answer.last = choice["finish_reason"], when(end)
 
 
 def _is_token(choice: dict[str, Any]) -> bool:

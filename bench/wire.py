@@ -2,12 +2,13 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
 HEAD_LIMIT = 1 << 16
+OFTEN = 16  # pieces, after which they are looked into
 LINE_LIMIT = 1 << 12  # of a chunk's size with its extensions
 BLANK = re.compile(
     rb"(?>\r\n|\r|\n){2}"
@@ -45,8 +46,9 @@ class Response:
         """True when it is whole."""
         self._came.append(came)
         self._fresh.append(data)
-        # The last of chunks ends in an empty line, and the end of one may come by itself.
-        if not self._chunked or len(data) < 4 or b"\r\n\r\n" in data:
+        # The last of chunks ends in an empty line, and the end of one may come by itself. Now and then all the same: at
+        # the end somebody waits for the next turn to be sent.
+        if not self._chunked or len(data) < 4 or b"\r\n\r\n" in data or len(self._fresh) == OFTEN:
             self._look()
         return self.whole
 
@@ -145,27 +147,42 @@ class Response:
         return False
 
 
+Span = tuple[int, int]
+
+
 class Events:
-    """The server-sent events of a body; one that is not whole is none."""
+    """The server-sent events of a body, found where they are asked for; one that is not whole is none."""
 
     def __init__(self, body: bytes) -> None:
-        if b"\r" in body:
-            self.ends = [match.end() for match in BLANK.finditer(body)]
-            self._blocks = [body[start:end] for start, end in zip([0, *self.ends], self.ends, strict=False)]
-        else:
-            self._blocks = body.split(b"\n\n")[:-1]
-            self.ends = list(accumulate(len(block) + 2 for block in self._blocks))
+        self._body = body
+        self._ends = [match.end() for match in BLANK.finditer(body)] if b"\r" in body else None
 
-    def __len__(self) -> int:
-        return len(self.ends)
+    def around(self, offset: int) -> Span | None:
+        """From where to where the event reaches that holds this byte."""
+        if self._ends is not None:
+            number = bisect_right(self._ends, offset)
+            return (self._ends[number - 1] if number else 0, self._ends[number]) if number < len(self._ends) else None
+        end = self._body.find(b"\n\n", offset)
+        before = self._body.rfind(b"\n\n", 0, offset)
+        return (before + 2 if before >= 0 else 0, end + 2) if end >= 0 else None
 
-    def around(self, offset: int) -> int:
-        """The number of the event that holds this byte of the body."""
-        return bisect_right(self.ends, offset)
+    def forward(self) -> Iterator[Span]:
+        at = 0
+        while span := self.around(at):
+            yield span
+            at = span[1]
 
-    def data(self, number: int) -> bytes | None:
+    def backward(self) -> Iterator[Span]:
+        at = len(self._body) - 2
+        while at >= 0:
+            span = self.around(at)
+            if span:
+                yield span
+            at = span[0] - 2 if span else max(self._body.rfind(b"\n", 0, at), self._body.rfind(b"\r", 0, at))
+
+    def data(self, span: Span) -> bytes | None:
         """None for a comment."""
-        block = self._blocks[number]
+        block = self._body[span[0] : span[1]].rstrip(b"\r\n")
         if block.startswith(b"data: ") and b"\n" not in block and b"\r" not in block:
             return block[6:]
         lines = [line[5:].removeprefix(b" ") for line in block.splitlines() if line.startswith(b"data:")]

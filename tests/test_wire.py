@@ -94,16 +94,28 @@ def test_garbage_is_an_error(garbage: bytes) -> None:
 
 def data(body: bytes) -> list[bytes | None]:
     events = Events(body)
-    return [events.data(number) for number in range(len(events))]
+    forward = [events.data(span) for span in events.forward()]
+    assert [events.data(span) for span in events.backward()] == forward[::-1]
+    return forward
 
 
 def test_comments_and_windows_line_ends_and_events_of_several_lines() -> None:
     assert data(b": ping\r\n\r\ndata: a\r\ndata: b\r\n\r\nevent: x\ndata:c\n\n") == [None, b"a\nb", b"c"]
     assert data(b": ping\n\ndata: a\ndata: b\n\nevent: x\ndata:c\n\n") == [None, b"a\nb", b"c"]
+    assert data(b"") == []
+    assert data(b"\n\n") == [None]
 
 
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
 def test_an_event_ends_at_its_blank_line_and_one_without_is_none(end: bytes) -> None:
-    events = Events(b"data: a" + end + b"data: b" + end + b"data: c")
-    assert events.ends == [7 + len(end), 2 * (7 + len(end))]
-    assert [events.around(offset) for offset in (0, events.ends[0] - 1, events.ends[0], events.ends[1])] == [0, 0, 1, 2]
+    one = b"data: a" + end
+    events = Events(one + one + b"data: c")
+    size = len(one)
+    assert [*events.forward()] == [*events.backward()][::-1] == [(0, size), (size, 2 * size)]
+    found = [events.around(offset) for offset in (0, 6, size, 2 * size)]
+    assert found == [(0, size), (0, size), (size, 2 * size), None]
+        (0, size),
+        (0, size),
+        (size, 2 * size),
+        None,
+    ]
