@@ -114,8 +114,3 @@ def test_an_event_ends_at_its_blank_line_and_one_without_is_none(end: bytes) -> 
     assert [*events.forward()] == [*events.backward()][::-1] == [(0, size), (size, 2 * size)]
     found = [events.around(offset) for offset in (0, 6, size, 2 * size)]
     assert found == [(0, size), (0, size), (size, 2 * size), None]
-        (0, size),
-        (0, size),
-        (size, 2 * size),
-        None,
-    ]
