@@ -1,4 +1,4 @@
-"""Plain loops, as one would write them with httpx, aiohttp or the openai SDK: `python -m tests.clients.loops httpx ...`"""
+"""Plain loops, as one writes them with httpx, aiohttp or the openai SDK: `python -m tests.clients.loops NAME ...`."""
 
 import asyncio
 import importlib

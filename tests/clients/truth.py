@@ -4,8 +4,8 @@
 
 Prints its port once it listens, then "busy" and "idle" as requests come and run out. An answer begins `first` seconds
 after its request was whole (give or take `spread`) and has `chunks` events, `gap` seconds apart. Its own lateness is in
-its log, for no client can be judged better than that: of the first event, of the worst one, and of reading the request
-(at most: since it last looked).
+its log, for no client can be judged better than that. When a request was whole is the kernel's word where that is to be
+had, and not when this process came to read it.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import random
 import select
 import signal
 import socket
+import struct
 import time
 import zlib
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 MARK = 2048  # bytes at the end of a request's body that tell it from any other
+STAMP = getattr(socket, "SO_TIMESTAMPNS", 35)  # Python does not know its name everywhere
 QUIET_S = 0.002  # without a request for so long: idle
 AWAKE_S = 0.001  # before an event is due: an idle core takes its time to wake
 HEAD = (
@@ -60,8 +62,8 @@ def ending(chat: bool, prompt: int, output: int) -> bytes:
 class Answered:
     """Seconds of the monotonic clock, which all processes of a machine share."""
 
-    arrived: float  # the last byte of the request was read
-    unread: float  # for so long it may have lain there unread
+    arrived: float  # the last byte of the request, with the kernel
+    unread: float  # and lay there for so long
     due: float  # the first event
     first: float
     ended: float
@@ -77,7 +79,6 @@ class Connection:
     left: int = 0  # bytes of the body still to come
     get: bool = False
     chat: bool = False
-    read: float = 0.0  # last
     arrived: float = 0.0
     unread: float = 0.0
     mark: int = 0
@@ -110,7 +111,7 @@ class Truth:
         self.due: list[tuple[float, int, Connection]] = []
         self.log: list[Answered] = []
         self.buffer = memoryview(bytearray(1 << 20))
-        self.looked = 0.0
+        self.ahead = time.time() - time.perf_counter()  # of the kernel's stamps
         self.under_way = 0
         self.quiet_since: float | None = None
         self.idle = True
@@ -121,19 +122,14 @@ class Truth:
 
     def run(self) -> None:
         while not self.stopped:
-            wait = self._wait()
             # Not epoll's own timeout, which is in whole milliseconds.
-            select.select([self.epoll], [], [], wait)
-            looked = time.perf_counter()
-            if wait:  # then there was nothing to read until now
-                self.looked = looked
+            select.select([self.epoll], [], [], self._wait())
             for descriptor, _ in self.epoll.poll(0):
                 if descriptor == self.listener.fileno():
                     self._accept()
                 elif one := self.connections.get(descriptor):
                     self._read(one)
                 self._send_due()
-            self.looked = looked
             self._send_due()
             self._tell_idle()
 
@@ -163,12 +159,13 @@ class Truth:
                 return
             made.setblocking(False)
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made.setsockopt(socket.SOL_SOCKET, STAMP, 1)
             self.connections[made.fileno()] = Connection(made)
             self.epoll.register(made.fileno(), select.EPOLLIN)
 
     def _read(self, one: Connection) -> None:
         try:
-            size = one.socket.recv_into(self.buffer)
+            size, stamps, _, _ = one.socket.recvmsg_into([self.buffer], 64)
         except BlockingIOError:
             return
         except OSError:
@@ -176,12 +173,19 @@ class Truth:
         if not size:
             self._close(one)
             return
+        one.arrived = self._stamp(stamps)
         if one.left:
             self._body(one, self.buffer[:size])
         else:
             one.head += self.buffer[:size]
             self._head(one)
-        one.read = time.perf_counter()
+
+    def _stamp(self, stamps: list[tuple[int, int, bytes]]) -> float:
+        for _, kind, data in stamps:
+            if kind == STAMP:
+                seconds, nanoseconds = struct.unpack("qq", data[:16])
+                return seconds + nanoseconds / 1e9 - self.ahead
+        return time.perf_counter()
 
     def _close(self, one: Connection) -> None:
         self.epoll.unregister(one.socket.fileno())
@@ -218,8 +222,7 @@ class Truth:
         if one.get:
             self._tell(one)
             return
-        one.arrived = time.perf_counter()
-        one.unread = one.arrived - max(one.read, self.looked)
+        one.unread = time.perf_counter() - one.arrived
         one.mark, one.sent, one.late = mark(one.tail), 0, 0.0
         one.due = one.first_due = one.arrived + self.pace.first + self.pace.spread * self.random.uniform(-1, 1)
         heapq.heappush(self.due, (one.due, id(one), one))

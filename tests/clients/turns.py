@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import math
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -76,3 +77,11 @@ def tell(out: Path, turns: Iterable[Told]) -> None:
 
 def read(out: Path) -> list[Told]:
     return [Told(**json.loads(line)) for line in out.read_text().splitlines()]
+
+
+def p99(values: Sequence[float]) -> float:
+    """By linear interpolation, as numpy and most clients have it."""
+    ordered = sorted(values)
+    at = 0.99 * (len(ordered) - 1)
+    below = ordered[math.floor(at)]
+    return below + (ordered[math.ceil(at)] - below) * (at - math.floor(at))
