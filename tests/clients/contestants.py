@@ -82,6 +82,11 @@ class Contestant:
         answer = subprocess.run(asked, capture_output=True, text=True, check=False)
         return f"{self.package} {answer.stdout.strip()}" if answer.returncode == 0 else None
 
+    def why_not(self) -> str:
+        said = self.python.parents[1] / "why"
+        lines = said.read_text().strip().splitlines() if said.exists() else []
+        return lines[-1] if lines else f"{self.python} is not there"
+
 
 def environment(name: str) -> Path:
     return ROOT / ".peers" / name / "bin" / "python"

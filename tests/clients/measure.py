@@ -19,25 +19,25 @@ import argparse
 import json
 import os
 import platform
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.clients import truth, turns
+from tests.clients import truth
 from tests.clients.contestants import OWN, ROOT, Cell, Contestant, Report
+from tests.clients.judge import judge
 from tests.clients.peers import PEERS
+from tests.clients.processes import Watch, running
 from tests.clients.table import Row, markdown
-from tests.clients.turns import p99
 
 CONTESTANTS = {contestant.name: contestant for contestant in (*OWN, *PEERS)}
 LEVELS = (1, 48, 128, 512)
@@ -45,75 +45,11 @@ ROUNDS = {1: 10, 512: 4}  # of a level: requests of each of its places
 SERVER_CORE, CLIENT_CORE = 0, 1
 LIMIT_S = 300.0
 GUESS_S = 20.0  # of a cell never seen
-SOON_S = 0.01  # after the server said so, we have looked
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(slots=True)
-class Watch:
-    """CPU time of all processes of a session, at moments."""
-
-    session: int
-    at: list[tuple[float, float]] = field(default_factory=list)
-
-    def look(self) -> None:
-        self.at.append((time.perf_counter(), sum(map(_cpu_s, processes(self.session)))))
-
-    def between(self, begin: float, end: float) -> tuple[float, float] | None:
-        """Since when, and how much: from the last look before there was anything to do."""
-        before = [look for look in self.at if look[0] <= begin + SOON_S][-1:]
-        after = [look for look in self.at if look[0] >= end][:1]
-        if not before or not after or after[0][1] <= before[0][1]:
-            return None
-        return before[0][0] - SOON_S, after[0][1] - before[0][1]
-
-
-def processes(session: int) -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _stat(name, 3) == session]
-
-
-def _stat(process: int | str, *fields: int) -> int:
-    """The sum of fields of a process, counted from behind its name; -1 for one that is gone."""
-    try:
-        rest = Path(f"/proc/{process}/stat").read_bytes().rpartition(b") ")[2].split()
-    except OSError:
-        return -1
-    return sum(int(rest[number]) for number in fields)
-
-
-def _cpu_s(process: int) -> float:
-    """Its own, to the nanosecond, and that of its children that have ended."""
-    with suppress(OSError):
-        return time.clock_gettime(~process << 3 | 2) + max(0, _stat(process, 13, 14)) * TICK_S
-    return 0.0
-
-
-@contextmanager
-def running(command: Sequence[str], core: int, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """In a session of its own, pinned; nothing of it outlives the block."""
-    pinned = ["taskset", "-c", str(core), *command]
-    process = subprocess.Popen(pinned, text=True, start_new_session=True, stdin=subprocess.DEVNULL, **options)
-    try:
-        yield process
-    finally:
-        for stop, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-            _end(process, stop, patience_s)
-
-
-def _end(process: subprocess.Popen[str], stop: signal.Signals, patience_s: float) -> None:
-    for one in processes(process.pid):
-        with suppress(ProcessLookupError):
-            os.kill(one, stop)
-    until = time.monotonic() + patience_s
-    while process.poll() is None or processes(process.pid):
-        if time.monotonic() > until:
-            return
-        time.sleep(0.01)
 
 
 def play(contestant: Contestant, concurrency: int, requests: int) -> tuple[Row, dict[str, Any]]:
     if contestant.version() is None:
-        row = Row(contestant.name, concurrency, problem="not installed")
+        row = Row(contestant.name, concurrency, problem=f"not installed: {contestant.why_not()}")
         return row, asdict(row)
     return measure(contestant, concurrency, requests)
 
@@ -132,7 +68,7 @@ def measure(contestant: Contestant, concurrency: int, requests: int) -> tuple[Ro
             report, problem = _report(contestant, cell)
         raw = {"log": (folder / "client.log").read_text(errors="replace")[-4000:]}
     row = judge(contestant.name, concurrency, requests, answered, watch, report, problem)
-    raw |= {"looks": watch.at, "truth": [asdict(one) for one in answered], "report": report and asdict(report)}
+    raw |= {"looks": watch.looks, "truth": [asdict(one) for one in answered], "report": report and asdict(report)}
     return row, asdict(row) | raw
 
 
@@ -160,56 +96,6 @@ def _report(contestant: Contestant, cell: Cell) -> tuple[Report | None, str | No
         return contestant.read(cell), None
     except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
         return None, f"its report cannot be read: {type(error).__name__} {error}"
-
-
-def judge(
-    name: str,
-    concurrency: int,
-    requests: int,
-    answered: list[truth.Answered],
-    watch: Watch,
-    report: Report | None,
-    problem: str | None,
-) -> Row:
-    if not answered:
-        return Row(name, concurrency, problem=problem or "sent nothing")
-    cpu_s = _cpu_a_request(watch, answered, requests)
-    answered = answered[-requests:]  # what came before was a warm-up
-    ends = sorted(one.ended for one in answered)
-    starts = [one.arrived for one in answered]
-    gaps = [start - end for start, end in zip(starts[concurrency:], ends, strict=False)]
-    empty = [start - starts[0] for start in starts[:concurrency]] + gaps
-    planned = statistics.fmean(one.due - one.arrived for one in answered) + (turns.OUTPUT_TOKENS - 1) * truth.Pace().gap
-    if len(answered) < requests:
-        problem = problem or f"{len(answered)} of {requests} requests"
-    true = [one.first - one.arrived for one in answered]
-    return Row(
-        name,
-        concurrency,
-        cpu_ms=None if cpu_s is None else 1e3 * cpu_s,
-        bias_ms=_bias(report.ttfts_s if report else (), true),
-        due_bias_ms=_bias(report.due_ttfts_s if report else (), true),
-        matched_ms=_matched(report, answered),
-        gap_ms=1e3 * p99(gaps) if gaps else None,
-        load=planned / (planned + statistics.fmean(empty)),
-        lag_ms=1e3 * p99([one.first - one.due for one in answered]),
-        problem=problem,
-    )
-
-
-def _cpu_a_request(watch: Watch, answered: list[truth.Answered], requests: int) -> float | None:
-    used = watch.between(answered[-requests:][0].arrived, max(one.ended for one in answered))
-    return used and used[1] / sum(one.arrived >= used[0] for one in answered)
-
-
-def _bias(reported_s: Sequence[float], true_s: Sequence[float]) -> float | None:
-    return 1e3 * (p99(reported_s) - p99(true_s)) if reported_s else None
-
-
-def _matched(report: Report | None, answered: list[truth.Answered]) -> float | None:
-    known = {one.mark: one.first - one.arrived for one in answered}
-    told = [turn for turn in report.turns if turn.mark in known] if report else []
-    return 1e3 * p99([turn.first - turn.sent - known[turn.mark] for turn in told]) if told else None
 
 
 @dataclass(slots=True)
@@ -269,6 +155,7 @@ def main() -> None:
     rows: list[Row] = []
     raw: list[dict[str, Any]] = []
     facts = about(asked.clients)
+    os.sched_setaffinity(0, {SERVER_CORE})  # this process has little to do, and that not on the client's core
 
     def keep(row: Row, figures: dict[str, Any]) -> None:
         rows.append(row)

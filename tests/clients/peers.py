@@ -111,7 +111,7 @@ def read_aiperf(cell: Cell) -> Report:
 
 def guidellm(cell: Cell) -> list[str]:
     asked = flags(
-        backend=f"kind=openai_http,target={cell.url},model=truth,request_format=/v1/completions",
+        backend=f"kind=openai_http,target={cell.url},model=truth",
         profile=f"kind=concurrent,streams={cell.concurrency}",
         constraint=f"kind=max_requests,count={cell.requests}",
         data=f"kind=synthetic_text,prompt_tokens={PROMPT},output_tokens={OUTPUT}",

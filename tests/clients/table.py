@@ -1,6 +1,7 @@
 """The figures of all passes as one Markdown table."""
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ class Row:
     problem: str | None = None
 
     def brief(self) -> str:
-        told = [f"{title} {figure(name, [value])}" for name, title in COLUMNS.items() if (value := getattr(self, name))]
+        told = [f"{title} {cell([self], name)}" for name, title in COLUMNS.items() if getattr(self, name) is not None]
         return " · ".join([*told, *([self.problem] if self.problem else [])])
 
 
@@ -73,7 +74,7 @@ def line(concurrency: int, client: str, rows: Sequence[Row]) -> str:
 
 
 def footnotes(rows: Sequence[Row], facts: dict[str, Any]) -> list[str]:
-    passes = max((rows.count(row) for row in rows), default=0)
+    passes = max(Counter((row.client, row.concurrency) for row in rows).values(), default=0)
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     machine = f"{facts['cores']} cores of {facts['processor']}, Linux {facts['kernel']}, Python {facts['python']}"
     return [f"Median (lowest to highest) of up to {passes} passes; {facts['date']}; {machine}.", "", f"{versions}."]

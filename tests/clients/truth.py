@@ -89,6 +89,9 @@ class Connection:
     late: float = 0.0
 
 
+Queue = list[tuple[float, int, Connection]]  # a heap: what is due first
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     chunks: int = 75
@@ -108,7 +111,8 @@ class Truth:
         self.epoll = select.epoll()
         self.epoll.register(self.listener.fileno(), select.EPOLLIN)
         self.connections: dict[int, Connection] = {}
-        self.due: list[tuple[float, int, Connection]] = []
+        self.firsts: Queue = []
+        self.others: Queue = []
         self.log: list[Answered] = []
         self.buffer = memoryview(bytearray(1 << 20))
         self.ahead = time.time() - time.perf_counter()  # of the kernel's stamps
@@ -135,15 +139,21 @@ class Truth:
 
     def _wait(self) -> float:
         now = time.perf_counter()
-        if self.due:
-            return max(0.0, self.due[0][0] - now - AWAKE_S)
+        if self.firsts or self.others:
+            next_due = min(queue[0][0] for queue in (self.firsts, self.others) if queue)
+            return max(0.0, next_due - now - AWAKE_S)
         if self.quiet_since is not None and not self.idle:
             return max(0.0, self.quiet_since + QUIET_S - now)
         return 0.2
 
     def _send_due(self) -> None:
-        while self.due and self.due[0][0] <= time.perf_counter():
-            self._send(heapq.heappop(self.due)[2])
+        while queue := self._ready():
+            self._send(heapq.heappop(queue)[2])
+
+    def _ready(self) -> Queue | None:
+        """First events before others: clients are judged by those."""
+        now = time.perf_counter()
+        return next((queue for queue in (self.firsts, self.others) if queue and queue[0][0] <= now), None)
 
     def _tell_idle(self) -> None:
         quiet = self.quiet_since is not None and time.perf_counter() - self.quiet_since >= QUIET_S
@@ -225,7 +235,7 @@ class Truth:
         one.unread = time.perf_counter() - one.arrived
         one.mark, one.sent, one.late = mark(one.tail), 0, 0.0
         one.due = one.first_due = one.arrived + self.pace.first + self.pace.spread * self.random.uniform(-1, 1)
-        heapq.heappush(self.due, (one.due, id(one), one))
+        heapq.heappush(self.firsts, (one.due, id(one), one))
         self.under_way += 1
         self.quiet_since = None
         if self.idle:
@@ -258,7 +268,7 @@ class Truth:
             self._over(one)
             return
         one.due += self.pace.gap
-        heapq.heappush(self.due, (one.due, id(one), one))
+        heapq.heappush(self.others, (one.due, id(one), one))
 
 
 def read_log(path: Path) -> Iterator[Answered]:
