@@ -45,6 +45,17 @@ class Cell:
             (made / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": len(turns.WORDS)}))
         return made
 
+    @property
+    def prompts(self) -> Path:
+        """A file of them, all different, for a client whose own making of them would take longer than the run."""
+        made = self.folder / "prompts.jsonl"
+        words = turns.opening(0).split()
+        with made.open("w") as file:
+            for shift in range(self.requests):
+                prompt = " ".join(words[shift:] + words[:shift])
+                file.write(json.dumps({"prompt": prompt, "output_tokens_count": turns.OUTPUT_TOKENS}) + "\n")
+        return made
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -65,12 +76,19 @@ class Contestant:
         program, *rest = self.command(cell)
         return [str(self.python.parent / program), *rest]
 
-    def environment(self) -> dict[str, str]:
-        """What a run does not depend on stays out: proxies, caches, tokens."""
+    def environment(self, cell: Cell) -> dict[str, str]:
+        """What a run shall not depend on stays out: proxies, caches, tokens."""
         kept = {name: value for name, value in os.environ.items() if name in ("LANG", "LC_ALL", "TMPDIR")}
         quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "NO_PROXY": "127.0.0.1"}
         path = f"{self.python.parent}:/usr/local/bin:/usr/bin:/bin"
-        return {**kept, **quiet, "PATH": path, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        return {
+            **kept,
+            **quiet,
+            "HOME": str(cell.folder),
+            "PATH": path,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+        }
 
     def version(self) -> str | None:
         """None: it is not installed."""

@@ -74,7 +74,7 @@ def measure(contestant: Contestant, concurrency: int, requests: int) -> tuple[Ro
 
 def _play(contestant: Contestant, cell: Cell, server: subprocess.Popen[str]) -> tuple[str | None, Watch]:
     with (cell.folder / "client.log").open("w") as log:
-        options = {"stdout": log, "stderr": log, "cwd": cell.folder, "env": contestant.environment()}
+        options = {"stdout": log, "stderr": log, "cwd": cell.folder, "env": contestant.environment(cell)}
         with running(contestant.call(cell), CLIENT_CORE, **options) as client:
             watch = Watch(client.pid)
             threading.Thread(target=_watch, args=(server, watch), daemon=True).start()
@@ -118,13 +118,18 @@ class Progress:
 def run(names: Sequence[str], levels: Sequence[int], repeats: int, keep: Callable[[Row, dict[str, Any]], None]) -> None:
     cells = [(number, level, name) for number in range(repeats) for level in levels for name in names]
     progress = Progress(cells)
+    hopeless: set[tuple[int, str]] = set()
     for done, (_, level, name) in enumerate(cells):
+        if (level, name) in hopeless:
+            continue
         progress.say(done, repeats)
         began = time.monotonic()
         row, raw = play(CONTESTANTS[name], level, level * ROUNDS.get(level, 5))
         progress.took[level, name] = time.monotonic() - began
         print(f"    {row.brief()}", file=sys.stderr, flush=True)
         keep(row, raw)
+        if row.bias_ms is None:  # no report: it would end no better a second time
+            hopeless.add((level, name))
 
 
 def about(names: Sequence[str]) -> dict[str, Any]:

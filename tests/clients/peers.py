@@ -114,7 +114,7 @@ def guidellm(cell: Cell) -> list[str]:
         backend=f"kind=openai_http,target={cell.url},model=truth",
         profile=f"kind=concurrent,streams={cell.concurrency}",
         constraint=f"kind=max_requests,count={cell.requests}",
-        data=f"kind=synthetic_text,prompt_tokens={PROMPT},output_tokens={OUTPUT}",
+        data=f"kind=json_file,path={cell.prompts}",
         tokenizer=f"kind=huggingface_auto,model={cell.tokenizer}",
         output=f"kind=json,path={cell.folder / 'guidellm.json'}",
     )
