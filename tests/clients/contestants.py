@@ -71,6 +71,7 @@ class Contestant:
     python: Path  # of its environment
     command: Callable[[Cell], list[str]]  # behind the folder of its programs
     read: Callable[[Cell], Report]
+    ours: bool = False  # its program is in this repository
 
     def call(self, cell: Cell) -> list[str]:
         program, *rest = self.command(cell)
@@ -80,15 +81,9 @@ class Contestant:
         """What a run shall not depend on stays out: proxies, caches, tokens."""
         kept = {name: value for name, value in os.environ.items() if name in ("LANG", "LC_ALL", "TMPDIR")}
         quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "NO_PROXY": "127.0.0.1"}
+        own = {"PYTHONPATH": str(ROOT)} if self.ours else {}
         path = f"{self.python.parent}:/usr/local/bin:/usr/bin:/bin"
-        return {
-            **kept,
-            **quiet,
-            "HOME": str(cell.folder),
-            "PATH": path,
-            "PYTHONPATH": str(ROOT),
-            "PYTHONUNBUFFERED": "1",
-        }
+        return {**kept, **quiet, **own, "HOME": str(cell.folder), "PATH": path}
 
     def version(self) -> str | None:
         """None: it is not installed."""
@@ -98,7 +93,7 @@ class Contestant:
             return "of this commit"
         asked = [str(self.python), "-c", VERSION, self.package]
         answer = subprocess.run(asked, capture_output=True, text=True, check=False)
-        return f"{self.package} {answer.stdout.strip()}" if answer.returncode == 0 else None
+        return answer.stdout.strip() if answer.returncode == 0 else None
 
     def why_not(self) -> str:
         said = self.python.parents[1] / "why"
@@ -116,7 +111,7 @@ def _own(name: str, package: str | None, python: Path, *module: str) -> Contesta
         flags = [text for flag, value in asked.items() for text in (f"--{flag}", str(value))]
         return [python.name, "-m", *module, *flags]
 
-    return Contestant(name, package, python, command, _read)
+    return Contestant(name, package, python, command, _read, ours=True)
 
 
 def _told(cell: Cell) -> Path:

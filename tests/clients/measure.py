@@ -7,7 +7,7 @@ it does to all. What is measured, by what the server wrote down unless it says o
 
 CPU            of the client and all its children, user and system, from the arrival of the first measured request to
                the end of the last: what a client prepares before, or computes after, is not counted. Read from the
-               kernel's clock of each process when the server says that it became busy or idle.
+               kernel's clock of each process when the server says that it became busy or idle, some milliseconds late.
 TTFT p99       of all TTFTs in the client's report, minus the same percentile of first event sent - request whole.
   one by one   p99 of that difference for each request, where a client tells which request was which.
 idle gap p99   from the end of an answer to the arrival of the request that takes its place: the n-th end and the
@@ -139,8 +139,14 @@ def about(names: Sequence[str]) -> dict[str, Any]:
         "kernel": platform.release(),
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "commit": _commit(),
         "versions": {name: CONTESTANTS[name].version() for name in names},
     }
+
+
+def _commit() -> str:
+    asked = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip()
 
 
 def _processor() -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+LATE_MS = 0.3
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 COLUMNS = {
@@ -33,9 +34,14 @@ class Row:
     lag_ms: float | None = None
     problem: str | None = None
 
+    @property
+    def doubt(self) -> str | None:
+        late = self.lag_ms is not None and self.lag_ms > LATE_MS
+        return "the server itself was late: was the machine busy?" if late else None
+
     def brief(self) -> str:
         told = [f"{title} {cell([self], name)}" for name, title in COLUMNS.items() if getattr(self, name) is not None]
-        return " · ".join([*told, *([self.problem] if self.problem else [])])
+        return " · ".join([*told, *filter(None, [self.problem or self.doubt])])
 
 
 def number(value: float) -> str:
@@ -69,12 +75,14 @@ def markdown(rows: Sequence[Row], facts: dict[str, Any]) -> str:
 
 
 def line(concurrency: int, client: str, rows: Sequence[Row]) -> str:
-    problems = "; ".join(dict.fromkeys(row.problem for row in rows if row.problem))
-    return f"| {' | '.join([str(concurrency), client, *(cell(rows, name) for name in COLUMNS), problems])} |"
+    remarks = dict.fromkeys(remark for row in rows if (remark := row.problem or row.doubt))
+    figures = (cell(rows, name) for name in COLUMNS)
+    return f"| {' | '.join([str(concurrency), client, *figures, '; '.join(remarks)])} |"
 
 
 def footnotes(rows: Sequence[Row], facts: dict[str, Any]) -> list[str]:
     passes = max(Counter((row.client, row.concurrency) for row in rows).values(), default=0)
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in facts["versions"].items())
     machine = f"{facts['cores']} cores of {facts['processor']}, Linux {facts['kernel']}, Python {facts['python']}"
-    return [f"Median (lowest to highest) of up to {passes} passes; {facts['date']}; {machine}.", "", f"{versions}."]
+    taken = f"Median (lowest to highest) of up to {passes} passes; {facts['date']}, commit {facts['commit']}"
+    return [f"{taken}; {machine}.", "", f"{versions}."]
