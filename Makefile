@@ -5,7 +5,8 @@ VLLM = 0.32.0
 ENGINE = .engine/installed-vllm-$(VLLM)-torch-$(TORCH)
 NO_CPU_TORCH = no CPU build of torch to be had: set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index, then run this again
 
-PEERS = $(patsubst tests/clients/pins/%.txt,.peers/%/.installed,$(wildcard tests/clients/pins/*.txt))
+CLIENTS ?= floor ours httpx aiohttp openai vllm servebench evalscope aiperf guidellm
+PEERS = $(if $(filter httpx aiohttp openai,$(CLIENTS)),loops) $(filter servebench evalscope aiperf guidellm,$(CLIENTS))
 LEVELS ?= 1 48 128 512
 REPEATS ?= 3
 OUT ?= results/clients.md
@@ -37,8 +38,8 @@ sweep: install
 test: install
 	.venv/bin/pytest
 
-# A benchmark and no test: 10 load clients against a server whose times are known. CLIENTS="floor ours httpx": these only.
-bench-client: install $(PEERS)
+# A benchmark and no test: load clients against a server whose times are known, an hour for all of them.
+bench-client: .venv/.installed $(PEERS:%=.peers/%/.installed) $(if $(filter vllm,$(CLIENTS)),$(ENGINE))
 	.venv/bin/python -m tests.clients.measure $(CLIENTS) --levels $(LEVELS) --repeats $(REPEATS) --out $(OUT)
 
 # One that cannot be installed has a row in the table that says why.

@@ -125,7 +125,7 @@ def run(names: Sequence[str], levels: Sequence[int], repeats: int, keep: Callabl
         progress.say(done, repeats)
         began = time.monotonic()
         row, raw = play(CONTESTANTS[name], level, level * ROUNDS.get(level, 5))
-        progress.took[level, name] = time.monotonic() - began
+        progress.took[level, name] = raw["took_s"] = time.monotonic() - began
         print(f"    {row.brief()}", file=sys.stderr, flush=True)
         keep(row, raw)
         if row.bias_ms is None:  # no report: it would end no better a second time
