@@ -9,7 +9,7 @@ CLIENTS ?= floor ours httpx aiohttp openai vllm servebench evalscope aiperf guid
 PEERS = $(if $(filter httpx aiohttp openai,$(CLIENTS)),loops) $(filter servebench evalscope aiperf guidellm,$(CLIENTS))
 LEVELS ?= 1 48 128 512
 REPEATS ?= 3
-OUT ?= results/clients.md
+OUT ?= results/runs/clients.md
 
 .PHONY: install sweep test bench-client check format lint clean
 install: .venv/.installed $(ENGINE)

@@ -177,6 +177,7 @@ def main() -> None:
     text = markdown(rows, facts)
     print(text)
     if asked.out:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
         asked.out.write_text(text)
         asked.out.with_suffix(".json").write_text(json.dumps({**facts, "cells": raw}))
 
