@@ -5,7 +5,13 @@ VLLM = 0.32.0
 ENGINE = .engine/installed-vllm-$(VLLM)-torch-$(TORCH)
 NO_CPU_TORCH = no CPU build of torch to be had: set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index, then run this again
 
-.PHONY: install sweep test check format lint clean
+CLIENTS ?= floor ours httpx aiohttp openai vllm servebench evalscope aiperf guidellm
+PEERS = $(if $(filter httpx aiohttp openai,$(CLIENTS)),loops) $(filter servebench evalscope aiperf guidellm,$(CLIENTS))
+LEVELS ?= 1 48 128 512
+REPEATS ?= 3
+OUT ?= results/runs/clients.md
+
+.PHONY: install sweep test bench-client check format lint clean
 install: .venv/.installed $(ENGINE)
 
 .venv/.installed: pyproject.toml
@@ -32,6 +38,16 @@ sweep: install
 test: install
 	.venv/bin/pytest
 
+# A benchmark and no test: load clients against a server whose times are known, an hour for all of them.
+bench-client: .venv/.installed $(PEERS:%=.peers/%/.installed) $(if $(filter vllm,$(CLIENTS)),$(ENGINE))
+	.venv/bin/python -m tests.clients.measure $(CLIENTS) --levels $(LEVELS) --repeats $(REPEATS) --out $(OUT)
+
+# One that cannot be installed has a row in the table that says why.
+.peers/%/.installed: tests/clients/pins/%.txt
+	@echo "installing $* into .peers"
+	@rm -rf .peers/$* && $(PYTHON) -m venv .peers/$*
+	@.peers/$*/bin/pip install -qq --no-compile -r $< 2> .peers/$*/why && touch $@ || tail -n 1 .peers/$*/why
+
 lint: .venv/.installed
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
@@ -45,4 +61,4 @@ format: .venv/.installed
 	.venv/bin/ruff check --fix .
 
 clean:
-	rm -rf .venv .engine dist
+	rm -rf .venv .engine .peers dist
