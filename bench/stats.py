@@ -81,7 +81,8 @@ def ttft(record: TurnRecord) -> float:
 
 
 def is_unlucky(record: TurnRecord) -> bool | None:
-    return None if record.lost_tokens is None else record.lost_tokens > UNLUCKY_TOKENS
+    lost = record.lost_tokens
+    return None if lost is None else lost > UNLUCKY_TOKENS
 
 
 def reduce(
@@ -93,10 +94,12 @@ def reduce(
     """All repeats of one level of one case, with the server's own samples taken while it ran."""
     turns = [record for record in records if record.turn > 0]
     first = turns[0]
-    repeats = [[r for r in turns if r.repeat == n] for n in sorted({record.repeat for record in turns})]
-    whole = [[r for r in records if r.repeat == n] for n in sorted({record.repeat for record in turns})]
+    numbers = sorted({record.repeat for record in turns})
+    repeats = [[r for r in turns if r.repeat == n] for n in numbers]
+    whole = [[r for r in records if r.repeat == n] for n in numbers]
     sessions = [[ttft(record) for record in session] for session in by_session(turns)]
-    lost = [record.lost_tokens for record in turns if record.lost_tokens is not None]
+    told = [(record, tokens) for record in turns if (tokens := record.lost_tokens) is not None]
+    lost = [tokens for _, tokens in told]
     duration = sum(_span(repeat) for repeat in repeats)
     good = sum(record.status == "ok" for record in turns)
     rates = [rate for repeat in repeats if (rate := throughput(repeat)) is not None]
@@ -107,7 +110,7 @@ def reduce(
         requests=len(turns),
         errors=len(turns) - good,
         req_per_s=good / duration if duration > 0 else None,
-        eligible_hit_rate=_eligible_hit_rate(turns),
+        eligible_hit_rate=_eligible_hit_rate(told),
         prefix_hit_rate=_ratio(growth(samples, "prefix_hits"), growth(samples, "prefix_queries")),
         lost_tokens=sum(lost) if lost else None,
         preemptions=growth(samples, "preemptions"),
@@ -123,13 +126,13 @@ def reduce(
         repeats=len(repeats),
         repeat_spread=(max(rates) - min(rates)) / (sum(rates) / len(rates)) if len(rates) > 1 else None,
         **_percentiles(sessions),
-        **_luck(turns),
+        **_luck(told),
         **_waits(whole, samples, max_seqs),
     )
 
 
 def _percentiles(sessions: list[list[float]]) -> dict[str, Any]:
-    values = [value for session in sessions for value in session]
+    values = sorted(value for session in sessions for value in session)  # once, for all percentiles
     limits = sample.intervals(sessions, list(PERCENTILES.values()))
     found: dict[str, Any] = {}
     for (name, share), (low, high) in zip(PERCENTILES.items(), limits, strict=True):
@@ -139,13 +142,16 @@ def _percentiles(sessions: list[list[float]]) -> dict[str, Any]:
     return found
 
 
-def _luck(turns: Sequence[TurnRecord]) -> dict[str, Any]:
+Lost = Sequence[tuple[TurnRecord, int]]  # requests of which the server told what was cached, and what they had lost
+
+
+def _luck(told: Lost) -> dict[str, Any]:
     """TTFT of those who kept their history and of those who lost it, and the first turn at which one did."""
     found: dict[str, Any] = {}
     for cohort, wanted in (("lucky", False), ("unlucky", True)):
-        values = [ttft(record) for record in turns if is_unlucky(record) is wanted]
+        values = sorted(ttft(record) for record, lost in told if (lost > UNLUCKY_TOKENS) is wanted)
         found |= {f"{cohort}_{name}_s": sample.percentile(values, share) for name, share in PERCENTILES.items()}
-    broken = [record.turn for record in turns if is_unlucky(record)]
+    broken = [record.turn for record, lost in told if lost > UNLUCKY_TOKENS]
     return found | {"first_unlucky_turn": min(broken, default=None)}
 
 
@@ -203,10 +209,9 @@ def _most(samples: Sequence[dict[str, Any]], name: str) -> float | None:
     return max((row[name] for row in samples if row.get(name) is not None), default=None)
 
 
-def _eligible_hit_rate(turns: Sequence[TurnRecord]) -> float | None:
-    measured = [record for record in turns if record.lost_tokens is not None]
-    eligible = sum(record.reusable_tokens for record in measured)
-    return 1 - sum(record.lost_tokens or 0 for record in measured) / eligible if eligible else None
+def _eligible_hit_rate(told: Lost) -> float | None:
+    eligible = sum(record.reusable_tokens for record, _ in told)
+    return 1 - sum(lost for _, lost in told) / eligible if eligible else None
 
 
 def _tpot(record: TurnRecord) -> float | None:

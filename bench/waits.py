@@ -151,7 +151,7 @@ def _spent(stays: Stays, max_seqs: int | None, full: bool) -> tuple[float, float
 
 
 def _first_in_line(scheduled: Floats, order: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """After each move but the last, whose prompt is being read if any is: of those not yet read, the first scheduled."""
+    """After each move but the last, whose prompt is being read if any is: the first scheduled of those not read."""
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     line = np.argsort(scheduled, kind="stable")
