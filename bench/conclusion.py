@@ -79,14 +79,16 @@ def _rows(run: dict[str, Any], variant: str, records: Sequence[TurnRecord], samp
     levels: dict[tuple[str, int], list[TurnRecord]] = {}
     for record in records:
         levels.setdefault((record.case, record.concurrency), []).append(record)
+    told: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for sample in samples:
+        told.setdefault((sample["case"], sample["concurrency"]), []).append(sample)
     server = _server(run, run["variants"][variant])
     for level in run["levels"]:
         name = (level["case"], level["concurrency"])
         found = levels.get(name, [])
         ended = sum(record.turn > 0 and record.status != "cut" for record in found)
         if level["variant"] == variant and ended == level["requests"] * run["repeats"]:
-            own = [sample for sample in samples if (sample["case"], sample["concurrency"]) == name]
-            yield stats.reduce(found, own, run["typical"]["shared_tokens"], server.max_seqs)
+            yield stats.reduce(found, told.get(name, []), run["typical"]["shared_tokens"], server.max_seqs)
 
 
 def _server(run: dict[str, Any], facts: dict[str, Any]) -> Server:
@@ -105,12 +107,10 @@ def _max_seqs(command: str | None) -> int | None:
 def _verdict(rows: Sequence[LevelRow], records: Sequence[TurnRecord], slo: Slo, server: Server) -> dict[str, Any]:
     """Of one variant."""
     realistic = _case(rows, "realistic")
-    turns = {
-        row.concurrency: [
-            r for r in records if r.case == "realistic" and r.turn > 0 and r.concurrency == row.concurrency
-        ]
-        for row in realistic
-    }
+    turns: dict[int, list[TurnRecord]] = {row.concurrency: [] for row in realistic}
+    for record in records:
+        if record.case == "realistic" and record.turn > 0 and record.concurrency in turns:
+            turns[record.concurrency].append(record)
     found, top = knee.knee(realistic), knee.ceiling(realistic, slo)
     bracket = [found.lo, found.hi] if found else None
     below = found is None and knee.from_the_start(realistic)
