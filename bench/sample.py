@@ -89,10 +89,15 @@ def alike(sessions: Groups) -> float:
     n, k = sizes.sum(), len(sessions)
     if k < 2 or n <= k:
         return 1.0
-    means = np.array([np.mean(session) for session in sessions])
+    means, rest = np.empty(k), np.empty(k)
+    for size in np.unique(sizes):  # those of one length at once
+        here = np.flatnonzero(sizes == size)
+        values = np.array([sessions[at] for at in here.tolist()], np.float64)
+        means[here] = values.mean(axis=1)
+        rest[here] = ((values - means[here, None]) ** 2).sum(axis=1)
     grand = float((means * sizes).sum() / n)
     between = float((sizes * (means - grand) ** 2).sum() / (k - 1))
-    within = sum(float(((np.array(s) - m) ** 2).sum()) for s, m in zip(sessions, means, strict=True)) / (n - k)
+    within = sum(rest.tolist()) / (n - k)
     usual = (n - (sizes**2).sum() / n) / (k - 1)
     spread = between + (usual - 1) * within
     correlation = (between - within) / spread if spread > 0 else 0.0

@@ -4,7 +4,10 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any, Literal
+
+import numpy as np
 
 from bench import sample, waits
 from bench.records import TurnRecord
@@ -180,20 +183,20 @@ def _server_ttft(records: Sequence[TurnRecord], samples: Sequence[dict[str, Any]
 
 def _working_set(turns: Sequence[TurnRecord], shared_tokens: int) -> int:
     """A session holds its longest context until the next of its turns, and nothing once it is over."""
-    steps: list[tuple[float, int]] = []
-    for session in by_session(turns):
-        held = 0
-        for record in sorted(session, key=lambda record: record.turn):
-            context = (record.prompt_tokens or record.planned_prompt_tokens) + (record.output_tokens or 0)
-            grown = max(held, context - shared_tokens)
-            steps.append((record.sent_s, grown - held))
-            held = grown
-        steps.append((max(record.end_s for record in session), -held))
-    level = most = 0
-    for _, change in sorted(steps):
-        level += change
-        most = max(most, level)
-    return shared_tokens + most
+    turns = sorted(turns, key=attrgetter("session", "turn"))
+    longest = [(one.prompt_tokens or one.planned_prompt_tokens) + (one.output_tokens or 0) for one in turns]
+    begins = np.diff([one.session for one in turns], prepend=turns[0].session - 1) != 0
+    own = np.maximum(0, np.array(longest) - shared_tokens)
+    apart = np.cumsum(begins) * (own.max() + 1)  # so that each session's largest so far is its own
+    held = np.maximum.accumulate(own + apart) - apart
+    starts = np.flatnonzero(begins)
+    sent = [one.sent_s for one in turns]
+    ended = np.maximum.reduceat([one.end_s for one in turns], starts)
+    last = np.append(starts[1:], len(turns)) - 1
+    times = np.concatenate([sent, ended])
+    steps = np.concatenate([held - np.where(begins, 0, np.roll(held, 1)), -held[last]])
+    most = steps[np.lexsort((steps, times))].cumsum().max()
+    return shared_tokens + max(0, int(most))
 
 
 def _span(turns: Sequence[TurnRecord]) -> float:
