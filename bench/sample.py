@@ -37,17 +37,18 @@ def redrawn(sessions: Groups, shares: Sequence[float], seed: int = 0) -> npt.NDA
     count, owner = len(sessions), np.repeat(np.arange(len(sessions)), [len(session) for session in sessions])
     values = np.concatenate([np.asarray(session, float) for session in sessions])
     order = np.argsort(values, kind="stable")
-    values, owner, last = values[order], owner[order], len(values) - 1
+    values, owner = values[order], owner[order]
     wide = math.ceil(len(values) / BLOCKS)
     counts = np.bincount(np.arange(len(values)) // wide * count + owner, minlength=BLOCKS * count)
     counts = counts.reshape(BLOCKS, count).astype(np.int32)
-    sample, found = np.arange(DRAWN_AT_ONCE)[:, None, None], []
+    owners = np.pad(owner, (0, BLOCKS * wide - len(owner))).reshape(BLOCKS, wide)
+    sample, found = np.arange(DRAWN_AT_ONCE)[:, None, None] * count, []
     for times in _draws(count, seed):
         ends = np.pad(np.einsum("ds,bs->db", times, counts).cumsum(axis=1), ((0, 0), (1, 0)))
         ranks = np.ceil(np.outer(ends[:, -1] - 1, shares))
         block = (ends[:, 1:, None] <= ranks[:, None, :]).sum(axis=1)
-        inside = np.minimum(block[:, :, None] * wide + np.arange(wide), last)
-        below = np.take_along_axis(ends, block, axis=1)[:, :, None] + times[sample, owner[inside]].cumsum(axis=2)
+        inside = times.ravel().take(sample + owners[block])
+        below = np.take_along_axis(ends, block, axis=1)[:, :, None] + inside.cumsum(axis=2)
         found.append(values[block * wide + (below <= ranks[:, :, None]).sum(axis=2)])
     return np.concatenate(found)
 
