@@ -126,8 +126,9 @@ def luck(seen: Seen) -> str | None:
     ]
     parts.append(svg.legend(8, 64, signs))
     told = "Answered requests by their time to the first token, a row a level; its steps on a scale of its own."
-    if any(len(gone) > CROSSES for _, gone, _ in cohorts):
-        told += f" Where over {CROSSES} lost their history, one cross stands for all of the same pixel."
+    if any(len(gone) > CROSSES for _, gone, _ in cohorts):  # there is room for one line
+        told = "Answered requests by TTFT, a row a level; its steps on a scale of its own"
+        told += f"; of over {CROSSES} crosses one a pixel is drawn."
     return seen.figure("luck", _luck_title(seen, rows), told, bottom + 50, *parts)
 
 

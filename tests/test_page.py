@@ -196,7 +196,7 @@ def crowd(folder: Folder, sessions: int) -> Conclusion:
 def test_a_report_of_many_requests_stays_small_and_says_what_it_leaves_out(tmp_path: Path) -> None:
     few, some, many = (html(crowd(run_folder(tmp_path / str(n)), n)) for n in (20, 200, 800))
     assert len(many) < 1.1 * len(some) < 500_000
-    told = "Where over 600 lost their history, one cross stands for all of the same pixel."
+    told = "of over 600 crosses one a pixel is drawn."
     assert told in Parsed(many).of("main")[0].text
     assert told not in Parsed(few).of("main")[0].text
     assert "every 27th session shown" in Parsed(many).of("main")[0].text
