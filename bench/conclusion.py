@@ -94,9 +94,7 @@ def _rows(run: dict[str, Any], variant: str, records: Sequence[TurnRecord], samp
     levels: dict[tuple[str, int], list[TurnRecord]] = {}
     for record in records:
         levels.setdefault((record.case, record.concurrency), []).append(record)
-    told: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for sample in samples:
-        told.setdefault((sample["case"], sample["concurrency"]), []).append(sample)
+    told = _by_level(samples)
     server = _server(run, run["variants"][variant])
     for level in run["levels"]:
         name = (level["case"], level["concurrency"])
@@ -104,6 +102,13 @@ def _rows(run: dict[str, Any], variant: str, records: Sequence[TurnRecord], samp
         ended = sum(record.turn > 0 and record.status != "cut" for record in found)
         if level["variant"] == variant and ended == level["requests"] * run["repeats"]:
             yield stats.reduce(found, told.get(name, []), run["typical"]["shared_tokens"], server.max_seqs)
+
+
+def _by_level(samples: Samples) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for sample in samples:
+        found.setdefault((sample["case"], sample["concurrency"]), []).append(sample)
+    return found
 
 
 def _server(run: dict[str, Any], facts: dict[str, Any]) -> Server:

@@ -15,7 +15,6 @@ from bench.errors import BenchError, Exit
 #   2  a request's time in the server's queue and prefill; the server's own TTFT; its settings after the run
 SCHEMA = 2
 READABLE = (1, 2)  # what an older one lacks is None
-AT_ONCE = 1 << 20  # characters read and parsed together
 
 Status = Literal["ok", "failed", "truncated", "timeout", "cut"]
 
@@ -68,6 +67,9 @@ class TurnRecord:
     @property
     def late_s(self) -> float:
         return self.sent_s - self.intended_s
+
+
+AT_ONCE = 1 << 20  # characters read and parsed together
 
 
 def _together(lines: Sequence[str]) -> list[dict[str, Any]]:
