@@ -261,10 +261,12 @@ def _grown(seen: Evidence, name: str) -> float | None:
 
 def _steady(seen: Evidence) -> Iterator[Warning]:
     """Of levels before the knee, where nothing should change while they last; past it the cache is still filling."""
-    key = lambda record: (record.concurrency, record.repeat)  # noqa: E731
-    realistic = sorted((r for r in seen.sent if r.case == "realistic" and r.ttft_s), key=key)
-    for (concurrency, _), group in groupby(realistic, key):
-        least, most = _drift(list(group))
+    plays: dict[tuple[int, int], list[TurnRecord]] = {}
+    for record in seen.sent:
+        if record.case == "realistic" and record.ttft_s:
+            plays.setdefault((record.concurrency, record.repeat), []).append(record)
+    for (concurrency, _), turns in sorted(plays.items()):
+        least, most = _drift(turns)
         if (seen.healthy is None or concurrency <= seen.healthy) and (least > DRIFT or most < -DRIFT):
             yield Warning(
                 f"{seen.variant}, C = {concurrency}: TTFT drifted by {least:+.0%} to {most:+.0%} within the level",
@@ -289,7 +291,9 @@ def _drift(turns: Sequence[TurnRecord]) -> tuple[float, float]:
         return 0.0, 0.0
     slope = float((when * log).sum() / square)
     rest = log - slope * when
-    error = sum(float((when * rest)[sessions == one].sum()) ** 2 for one in np.unique(sessions)) ** 0.5 / square
+    order = np.argsort(sessions, kind="stable")
+    each = np.split((when * rest)[order], np.flatnonzero(np.diff(sessions[order])) + 1)
+    error = sum(float(session.sum()) ** 2 for session in each) ** 0.5 / square
     low, high = np.expm1([slope - 2 * error, slope + 2 * error])
     return float(low), float(high)
 

@@ -1,8 +1,10 @@
 """A run's folder becomes all that the run says: rows, verdict, checks; from its records alone, today and in a year."""
 
+import gc
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +32,19 @@ class Conclusion:
         return bool(self.run["verdict"]["valid"])
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python looks through many new objects for cycles, again and again; records have none."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+@_uncollected()
 def conclude(folder: Folder) -> Conclusion:
     if not (folder.path / "requests.jsonl").is_file():
         hint = "a published run keeps none: its table and its report lie beside its run.json, as they were made"
@@ -82,16 +97,22 @@ def _rows(
     levels: dict[tuple[str, int], list[TurnRecord]] = {}
     for record in records:
         levels.setdefault((record.case, record.concurrency), []).append(record)
+    told, felt = _by_level(samples), _by_level(pulses)
     server = _server(run, run["variants"][variant])
     for level in run["levels"]:
         name = (level["case"], level["concurrency"])
         found = levels.get(name, [])
         ended = sum(record.turn > 0 and record.status != "cut" for record in found)
         if level["variant"] == variant and ended == level["requests"] * run["repeats"]:
-            own, felt = (
-                [row for row in rows if (row["case"], row["concurrency"]) == name] for rows in (samples, pulses)
-            )
-            yield stats.reduce(found, own, run["typical"]["shared_tokens"], server.max_seqs, felt)
+            own, pulse = told.get(name, []), felt.get(name, [])
+            yield stats.reduce(found, own, run["typical"]["shared_tokens"], server.max_seqs, pulse)
+
+
+def _by_level(samples: Samples) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for sample in samples:
+        found.setdefault((sample["case"], sample["concurrency"]), []).append(sample)
+    return found
 
 
 def _server(run: dict[str, Any], facts: dict[str, Any]) -> Server:
@@ -110,12 +131,10 @@ def _max_seqs(command: str | None) -> int | None:
 def _verdict(rows: Sequence[LevelRow], records: Sequence[TurnRecord], slo: Slo, server: Server) -> dict[str, Any]:
     """Of one variant."""
     realistic = _case(rows, "realistic")
-    turns = {
-        row.concurrency: [
-            r for r in records if r.case == "realistic" and r.turn > 0 and r.concurrency == row.concurrency
-        ]
-        for row in realistic
-    }
+    turns: dict[int, list[TurnRecord]] = {row.concurrency: [] for row in realistic}
+    for record in records:
+        if record.case == "realistic" and record.turn > 0 and record.concurrency in turns:
+            turns[record.concurrency].append(record)
     found, top = knee.knee(realistic), knee.ceiling(realistic, slo)
     bracket = [found.lo, found.hi] if found else None
     below = found is None and knee.from_the_start(realistic)

@@ -8,11 +8,12 @@ from typing import Any
 
 from bench import capacity, stats, svg
 from bench.records import TurnRecord
-from bench.scene import LEFT, Data, Seen, at_level, data_of, part_of, positive, tick
+from bench.scene import LEFT, Data, Seen, at_level, data_of, part_of, tick
 from bench.stats import LevelRow, seconds, share, tokens
 from bench.svg import Scale, box, line, text
 
 BARS = 600  # as many requests as a timeline can show apart
+CROSSES = 600  # and as many as a row of pixels can
 CELLS = 300  # and as many sessions as a bar can
 DASH = "\N{EN DASH}"
 # What a request lost, more than so many tokens: an unlucky one has lost more than stats.UNLUCKY_TOKENS.
@@ -105,7 +106,8 @@ def _cells(seen: Seen, held: int, shared: float, each: float, top: float) -> str
 def luck(seen: Seen) -> str | None:
     """Who pays? TTFT of those who kept their history as steps, of those who lost it a cross each."""
     rows = [row for row in seen.case("realistic") if row.unlucky is not None]
-    values = positive(r.ttft_s for row in rows for r in seen.turns(row.concurrency))
+    cohorts = [_cohorts(seen.turns.get(row.concurrency, ())) for row in rows]
+    values = [ttft for kept, gone, _ in cohorts for ttft in (*kept, *gone)]
     if not values:
         return None
     high = 46.0 if len(rows) <= 14 else 30.0
@@ -115,8 +117,8 @@ def luck(seen: Seen) -> str | None:
     parts += [text(across(value), bottom + 19, tick(value), "soft", "middle") for value in across.ticks()]
     parts += [line(74, bottom, 600, bottom, "axis"), text(337, bottom + 37, "TTFT (log scale)", "soft", "middle")]
     parts += [text(66, 82, "C", "strong", "end"), text(612, 82, "lost their history", "strong")]
-    for at, row in enumerate(rows):
-        parts.append(_strip(across, 92 + high * (at + 1) - 14, high - 18, row, seen))
+    for at, (row, cohort) in enumerate(zip(rows, cohorts, strict=True)):
+        parts.append(_strip(across, 92 + high * (at + 1) - 14, high - 18, row, cohort))
     steps = svg.tag("path", d="M-12 6V2H-6V-4H0V-7H6V0H12V6Z", class_="t1")
     signs = [
         (steps, "how many kept their history, at each TTFT"),
@@ -124,6 +126,9 @@ def luck(seen: Seen) -> str | None:
     ]
     parts.append(svg.legend(8, 64, signs))
     told = "Answered requests by their time to the first token, a row a level; its steps on a scale of its own."
+    if any(len(gone) > CROSSES for _, gone, _ in cohorts):  # there is room for one line
+        told = "Answered requests by TTFT, a row a level; its steps on a scale of its own"
+        told += f"; of over {CROSSES} crosses one a pixel is drawn."
     return seen.figure("luck", _luck_title(seen, rows), told, bottom + 50, *parts)
 
 
@@ -137,16 +142,31 @@ def _luck_title(seen: Seen, rows: Sequence[LevelRow]) -> str:
     return f"{title}: p50 {seconds(row.unlucky_p50_s)}, the others' {seconds(row.lucky_p50_s)}"
 
 
-def _strip(across: Scale, y: float, high: float, row: LevelRow, seen: Seen) -> str:
-    turns = seen.turns(row.concurrency)
-    kept = positive(r.ttft_s for r in turns if not stats.is_unlucky(r))
-    gone = positive(r.ttft_s for r in turns if stats.is_unlucky(r))
-    failed = sum(r.ttft_s is None for r in turns)
+Cohorts = tuple[list[float], list[float], int]
+
+
+def _cohorts(turns: Iterable[TurnRecord]) -> Cohorts:
+    """TTFT of those who kept their history, of those who lost it, and how many failed."""
+    kept: list[float] = []
+    gone: list[float] = []
+    failed = 0
+    for record in turns:
+        ttft = record.ttft_s
+        if ttft is None:
+            failed += 1
+        elif 0 < ttft < math.inf:
+            (gone if stats.is_unlucky(record) else kept).append(ttft)
+    return kept, gone, failed
+
+
+def _strip(across: Scale, y: float, high: float, row: LevelRow, cohorts: Cohorts) -> str:
+    kept, gone, failed = cohorts
     unlucky = row.unlucky or 0
     tip = f"C = {row.concurrency} \u00b7 {unlucky} of {row.requests} requests lost their history"
     tip += "".join(f", p50 {seconds(p50)}" for p50 in [row.unlucky_p50_s] if p50 is not None)
     tip += "".join(f"; p50 of the others {seconds(p50)}" for p50 in [row.lucky_p50_s] if p50 is not None)
-    crosses = "".join(f"M{svg.number(across(v) - 3)} {svg.number(y + 3)}l6 7m0-7l-6 7" for v in gone)
+    places = across.each(gone) if len(gone) <= CROSSES else sorted(set(map(round, across.each(gone))))
+    crosses = "".join(f"M{svg.number(x - 3)} {svg.number(y + 3)}l6 7m0-7l-6 7" for x in places)
     inner = [box(across.start, y - high, across.end - across.start, high + 12, "hit"), _steps(across, kept, y, high)]
     inner.append(svg.tag("path", d=crosses, class_="c line", stroke_width="1.5") if gone else "")
     said = f"{unlucky} of {row.requests} \u00b7 {share(unlucky / row.requests)}" if unlucky else "none"
@@ -164,7 +184,7 @@ def _steps(across: Scale, values: Sequence[float], y: float, high: float) -> str
     """A histogram in bins of six pixels."""
     if not values:
         return ""
-    bins = Counter(int((across(value) - across.start) / 6) for value in values)
+    bins = Counter(int((x - across.start) / 6) for x in across.each(values))
     most = max(bins.values())
     up = {at: svg.number(high * n / most) for at, n in sorted(bins.items())}
     path = "".join(f"M{svg.number(across.start + 6 * at)} {svg.number(y)}v-{n}h6v{n}z" for at, n in up.items())
@@ -173,8 +193,8 @@ def _steps(across: Scale, values: Sequence[float], y: float, high: float) -> str
 
 def timeline(seen: Seen) -> str | None:
     """When does it happen? A row a session, a bar a request, coloured by the history it lost."""
-    levels = [level for level in seen.knee or [seen.verdict.get("highest")] if level and seen.turns(level)]
-    plays = {level: _few(seen.turns(level), BARS // len(levels)) for level in levels}
+    levels = [level for level in seen.knee or [seen.verdict.get("highest")] if level and level in seen.turns]
+    plays = {level: _few(seen.turns[level], BARS // len(levels)) for level in levels}
     if not plays:
         return None
     longest = max(max(r.end_s for r in turns) - min(r.sent_s for r in turns) for turns, _ in plays.values())
@@ -235,7 +255,8 @@ def _bars(
     places = {session: at for at, session in enumerate(dict.fromkeys(record.session for record in turns))}
     high = min(12.0, max(3.0, 280 / len(places)))
     bottom = top + high * len(places) + 3
-    some = "" if every == 1 else f", every {every}th session shown" if every > 3 else f", one session in {every} shown"
+    shown = f"one session in {every}" if every % 10 in (1, 2, 3) else f"every {every}th session"
+    some = "" if every == 1 else f", {shown} shown"
     parts = [text(LEFT, top - 8, f"C = {level}{some}", "strong"), text(LEFT - 8, top - 8, "session", "soft", "end")]
     parts += [line(across(value), top, across(value), bottom, "grid") for value in across.ticks()]
     parts += [text(across(value), bottom + 16, f"{value:g}", "soft", "middle") for value in across.ticks()]

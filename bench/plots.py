@@ -9,7 +9,7 @@ from typing import Any
 from bench import stats, svg
 from bench.lives import luck, memory, timeline
 from bench.records import TurnRecord
-from bench.scene import LEFT, RIGHT, Data, Seen, at_level, data_of, part_of, positive, short, tick
+from bench.scene import LEFT, RIGHT, Data, Seen, at_level, by_level, data_of, part_of, positive, short, tick
 from bench.stats import COMPONENTS, METRICS, PERCENTILES, LevelRow, rate, seconds, share
 from bench.svg import Panel, Scale, box, figure, line, text
 from bench.tables import slug
@@ -68,7 +68,7 @@ def draw(
     several = len(run["variants"]) > 1
     for at, variant in enumerate(run["variants"]):
         own = [row for row in rows if row.variant == variant]
-        seen = Seen(run, variant, own, [record for record in records if record.variant == variant], at)
+        seen = Seen(run, variant, own, by_level(records, variant), at)
         for name, picture in PICTURES.items():
             if drawn := picture(seen):
                 file = f"{name}-{slug(variant)}" if several else name

@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from bench.errors import BenchError, Exit
 
@@ -61,6 +62,8 @@ class TurnRecord:
     def reusable_tokens(self) -> int:
         """Eligible ones as the server counts them: text becomes other tokens than planned."""
         read = self.prompt_tokens or self.planned_prompt_tokens
+        if read == self.planned_prompt_tokens:
+            return self.eligible_tokens
         return round(self.eligible_tokens * read / max(1, self.planned_prompt_tokens))
 
     @property
@@ -69,6 +72,16 @@ class TurnRecord:
 
 
 KEPT = tuple(field.name for field in fields(TurnRecord) if field.name != "answer")
+AT_ONCE = 1 << 20  # characters read and parsed together
+
+
+def _together(lines: Sequence[str]) -> list[dict[str, Any]]:
+    """What they say, in one go, which is faster; nothing if one of them is damaged."""
+    try:
+        rows: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")
+    except json.JSONDecodeError:
+        return []
+    return rows if len(rows) == len(lines) else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,25 +122,36 @@ class Folder:
         self.append("requests.jsonl", {name: getattr(record, name) for name in KEPT})
 
     def records(self) -> list[TurnRecord]:
-        known = {field.name for field in fields(TurnRecord)}
+        defaults = {field.name: field.default for field in fields(TurnRecord)}
+        needed = itemgetter(*(name for name, default in defaults.items() if default is MISSING))
+        more = {name: default for name, default in defaults.items() if default is not MISSING}
         return [
-            TurnRecord(**{name: value for name, value in row.items() if name in known})
+            TurnRecord(*needed(row), *map(row.get, more, more.values()))  # by place: half the time by name
             for row in self.rows("requests.jsonl")
         ]
 
-    def rows(self, file: str) -> Iterable[dict[str, Any]]:
+    def rows(self, file: str) -> Iterator[dict[str, Any]]:
         if not (self.path / file).is_file():
             return
         try:
-            lines = (self.path / file).read_text().splitlines()
+            with (self.path / file).open() as lines:
+                yield from self._rows(file, lines)
         except UnicodeDecodeError:
             raise BenchError(f"{self.path / file} is damaged: it is not text", exit=Exit.INVALID) from None
-        for number, line in enumerate(lines, 1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                if number < len(lines):  # the last line may be torn by a crash; any other means damage
-                    raise BenchError(f"{self.path / file}: line {number} is not JSON", exit=Exit.INVALID) from None
+
+    def _rows(self, file: str, lines: TextIO) -> Iterator[dict[str, Any]]:
+        before = 0
+        while some := lines.readlines(AT_ONCE):
+            rows = _together(some)
+            for number, line in enumerate(() if rows else some, 1):
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    if number < len(some) or lines.readline():  # the last may be torn by a crash; else it is damage
+                        why = f"{self.path / file}: line {before + number} is not JSON"
+                        raise BenchError(why, exit=Exit.INVALID) from None
+            yield from rows
+            before += len(some)
 
     def write(self, file: str, text: str) -> None:
         """Whole or not at all."""

@@ -1,14 +1,16 @@
 """What a sample shows of the truth when its requests come in sessions, and those of one session are alike."""
 
 import math
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 2000
 DRAWN_AT_ONCE = 100
+KEPT_SESSIONS = 4000  # draws of so many take 32 MB
+BLOCKS = 32
 FEW_SESSIONS = 5  # below this many an interval says nothing
 CONFIDENCE = 0.95
 
@@ -29,19 +31,45 @@ def redrawn(sessions: Groups, shares: Sequence[float], seed: int = 0) -> npt.NDA
     """The percentiles of many samples of as many whole sessions, drawn with replacement; a row a sample.
 
     All values are sorted once; a sample is how often each counts. Between two values it takes the higher one, which
-    never mixes a number with the infinity of a failure.
+    never mixes a number with the infinity of a failure. A percentile is looked for among blocks of values first, and
+    then in one block: what a session has in each block is counted once for all samples.
     """
-    rng = np.random.default_rng(seed)
-    owner = np.repeat(np.arange(len(sessions)), [len(session) for session in sessions])
+    count, owner = len(sessions), np.repeat(np.arange(len(sessions)), [len(session) for session in sessions])
     values = np.concatenate([np.asarray(session, float) for session in sessions])
     order = np.argsort(values, kind="stable")
-    found = []
-    for _ in range(RESAMPLES // DRAWN_AT_ONCE):
-        times = rng.multinomial(len(sessions), np.full(len(sessions), 1 / len(sessions)), size=DRAWN_AT_ONCE)
-        below = times[:, owner[order]].cumsum(axis=1)
-        ranks = np.ceil(np.outer(below[:, -1] - 1, shares))
-        found.append(values[order][(below[:, :, None] <= ranks[:, None, :]).sum(axis=1)])
+    values, owner = values[order], owner[order]
+    wide = math.ceil(len(values) / BLOCKS)
+    counts = np.bincount(np.arange(len(values)) // wide * count + owner, minlength=BLOCKS * count)
+    counts = counts.reshape(BLOCKS, count).astype(np.int32)
+    owners = np.pad(owner, (0, BLOCKS * wide - len(owner))).reshape(BLOCKS, wide)
+    sample, found = np.arange(DRAWN_AT_ONCE)[:, None, None] * count, []
+    for times in _draws(count, seed):
+        ends = np.pad(np.einsum("ds,bs->db", times, counts).cumsum(axis=1), ((0, 0), (1, 0)))
+        ranks = np.ceil(np.outer(ends[:, -1] - 1, shares))
+        block = (ends[:, 1:, None] <= ranks[:, None, :]).sum(axis=1)
+        inside = times.ravel().take(sample + owners[block])
+        below = np.take_along_axis(ends, block, axis=1)[:, :, None] + inside.cumsum(axis=2)
+        found.append(values[block * wide + (below <= ranks[:, :, None]).sum(axis=2)])
     return np.concatenate(found)
+
+
+Counts = npt.NDArray[np.int32]
+
+
+def _draws(sessions: int, seed: int) -> Iterable[Counts]:
+    """How often each session is in each sample; levels of as many sessions share theirs."""
+    return _kept(sessions, seed) if sessions <= KEPT_SESSIONS else _drawn(sessions, seed)
+
+
+@lru_cache(maxsize=2)
+def _kept(sessions: int, seed: int) -> tuple[Counts, ...]:
+    return tuple(_drawn(sessions, seed))
+
+
+def _drawn(sessions: int, seed: int) -> Iterator[Counts]:
+    rng = np.random.default_rng(seed)
+    for _ in range(RESAMPLES // DRAWN_AT_ONCE):
+        yield rng.multinomial(sessions, np.full(sessions, 1 / sessions), size=DRAWN_AT_ONCE).astype(np.int32)
 
 
 def intervals(sessions: Groups, shares: Sequence[float]) -> list[tuple[float | None, float | None]]:
@@ -62,10 +90,15 @@ def alike(sessions: Groups) -> float:
     n, k = sizes.sum(), len(sessions)
     if k < 2 or n <= k:
         return 1.0
-    means = np.array([np.mean(session) for session in sessions])
+    means, rest = np.empty(k), np.empty(k)
+    for size in np.unique(sizes):  # those of one length at once
+        here = np.flatnonzero(sizes == size)
+        values = np.array([sessions[at] for at in here.tolist()], np.float64)
+        means[here] = values.mean(axis=1)
+        rest[here] = ((values - means[here, None]) ** 2).sum(axis=1)
     grand = float((means * sizes).sum() / n)
     between = float((sizes * (means - grand) ** 2).sum() / (k - 1))
-    within = sum(float(((np.array(s) - m) ** 2).sum()) for s, m in zip(sessions, means, strict=True)) / (n - k)
+    within = sum(rest.tolist()) / (n - k)
     usual = (n - (sizes**2).sum() / n) / (k - 1)
     spread = between + (usual - 1) * within
     correlation = (between - within) / spread if spread > 0 else 0.0

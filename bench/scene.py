@@ -20,7 +20,7 @@ class Seen:
     run: Mapping[str, Any]
     variant: str
     rows: Sequence[LevelRow]
-    records: Sequence[TurnRecord]
+    turns: Mapping[int, Sequence[TurnRecord]]  # of the realistic case, by level
     number: int
 
     @property
@@ -45,9 +45,6 @@ class Seen:
     def case(self, name: str) -> list[LevelRow]:
         return sorted((row for row in self.rows if row.case == name), key=lambda row: row.concurrency)
 
-    def turns(self, level: int) -> list[TurnRecord]:
-        return [r for r in self.records if r.case == "realistic" and r.concurrency == level and r.turn > 0]
-
     def figure(self, name: str, title: str, told: str, height: float, *body: str) -> str:
         several = len(self.run["variants"]) > 1
         named = f"{short(self.variant)}: {title}" if several else title
@@ -56,6 +53,14 @@ class Seen:
     def key(self, name: str) -> str:
         """By number, for a variant's name may hold anything."""
         return f"{name}-{self.number}"
+
+
+def by_level(records: Iterable[TurnRecord], variant: str) -> dict[int, list[TurnRecord]]:
+    found: dict[int, list[TurnRecord]] = {}
+    for record in records:
+        if record.turn > 0 and record.case == "realistic" and record.variant == variant:
+            found.setdefault(record.concurrency, []).append(record)
+    return found
 
 
 def part_of(whole: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -4,7 +4,10 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any, Literal
+
+import numpy as np
 
 from bench import sample, waits
 from bench.records import TurnRecord
@@ -86,7 +89,8 @@ def ttft(record: TurnRecord) -> float:
 
 
 def is_unlucky(record: TurnRecord) -> bool | None:
-    return None if record.lost_tokens is None else record.lost_tokens > UNLUCKY_TOKENS
+    lost = record.lost_tokens
+    return None if lost is None else lost > UNLUCKY_TOKENS
 
 
 def reduce(
@@ -99,10 +103,12 @@ def reduce(
     """All repeats of one level of one case, with what server and client told of themselves while it ran."""
     turns = [record for record in records if record.turn > 0]
     first = turns[0]
-    repeats = [[r for r in turns if r.repeat == n] for n in sorted({record.repeat for record in turns})]
-    whole = [[r for r in records if r.repeat == n] for n in sorted({record.repeat for record in turns})]
+    numbers = sorted({record.repeat for record in turns})
+    repeats = [[r for r in turns if r.repeat == n] for n in numbers]
+    whole = [[r for r in records if r.repeat == n] for n in numbers]
     sessions = [[ttft(record) for record in session] for session in by_session(turns)]
-    lost = [record.lost_tokens for record in turns if record.lost_tokens is not None]
+    told = [(record, tokens) for record in turns if (tokens := record.lost_tokens) is not None]
+    lost = [tokens for _, tokens in told]
     duration = sum(_span(repeat) for repeat in repeats)
     good = sum(record.status == "ok" for record in turns)
     rates = [rate for repeat in repeats if (rate := throughput(repeat)) is not None]
@@ -113,7 +119,7 @@ def reduce(
         requests=len(turns),
         errors=len(turns) - good,
         req_per_s=good / duration if duration > 0 else None,
-        eligible_hit_rate=_eligible_hit_rate(turns),
+        eligible_hit_rate=_eligible_hit_rate(told),
         prefix_hit_rate=_ratio(growth(samples, "prefix_hits"), growth(samples, "prefix_queries")),
         lost_tokens=sum(lost) if lost else None,
         preemptions=growth(samples, "preemptions"),
@@ -129,7 +135,7 @@ def reduce(
         repeats=len(repeats),
         repeat_spread=(max(rates) - min(rates)) / (sum(rates) / len(rates)) if len(rates) > 1 else None,
         **_percentiles(sessions),
-        **_luck(turns),
+        **_luck(told),
         **_waits(whole, samples, max_seqs),
         **_client(turns, pulses),
     )
@@ -147,7 +153,7 @@ def _client(turns: Sequence[TurnRecord], pulses: Sequence[dict[str, Any]]) -> di
 
 
 def _percentiles(sessions: list[list[float]]) -> dict[str, Any]:
-    values = [value for session in sessions for value in session]
+    values = sorted(value for session in sessions for value in session)  # once, for all percentiles
     limits = sample.intervals(sessions, list(PERCENTILES.values()))
     found: dict[str, Any] = {}
     for (name, share), (low, high) in zip(PERCENTILES.items(), limits, strict=True):
@@ -157,13 +163,16 @@ def _percentiles(sessions: list[list[float]]) -> dict[str, Any]:
     return found
 
 
-def _luck(turns: Sequence[TurnRecord]) -> dict[str, Any]:
+Lost = Sequence[tuple[TurnRecord, int]]  # requests of which the server told what was cached, and what they had lost
+
+
+def _luck(told: Lost) -> dict[str, Any]:
     """TTFT of those who kept their history and of those who lost it, and the first turn at which one did."""
     found: dict[str, Any] = {}
     for cohort, wanted in (("lucky", False), ("unlucky", True)):
-        values = [ttft(record) for record in turns if is_unlucky(record) is wanted]
+        values = sorted(ttft(record) for record, lost in told if (lost > UNLUCKY_TOKENS) is wanted)
         found |= {f"{cohort}_{name}_s": sample.percentile(values, share) for name, share in PERCENTILES.items()}
-    broken = [record.turn for record in turns if is_unlucky(record)]
+    broken = [record.turn for record, lost in told if lost > UNLUCKY_TOKENS]
     return found | {"first_unlucky_turn": min(broken, default=None)}
 
 
@@ -192,20 +201,20 @@ def _server_ttft(records: Sequence[TurnRecord], samples: Sequence[dict[str, Any]
 
 def _working_set(turns: Sequence[TurnRecord], shared_tokens: int) -> int:
     """A session holds its longest context until the next of its turns, and nothing once it is over."""
-    steps: list[tuple[float, int]] = []
-    for session in by_session(turns):
-        held = 0
-        for record in sorted(session, key=lambda record: record.turn):
-            context = (record.prompt_tokens or record.planned_prompt_tokens) + (record.output_tokens or 0)
-            grown = max(held, context - shared_tokens)
-            steps.append((record.sent_s, grown - held))
-            held = grown
-        steps.append((max(record.end_s for record in session), -held))
-    level = most = 0
-    for _, change in sorted(steps):
-        level += change
-        most = max(most, level)
-    return shared_tokens + most
+    turns = sorted(turns, key=attrgetter("session", "turn"))
+    longest = [(one.prompt_tokens or one.planned_prompt_tokens) + (one.output_tokens or 0) for one in turns]
+    begins = np.diff([one.session for one in turns], prepend=turns[0].session - 1) != 0
+    own = np.maximum(0, np.array(longest) - shared_tokens)
+    apart = np.cumsum(begins) * (own.max() + 1)  # so that each session's largest so far is its own
+    held = np.maximum.accumulate(own + apart) - apart
+    starts = np.flatnonzero(begins)
+    sent = [one.sent_s for one in turns]
+    ended = np.maximum.reduceat([one.end_s for one in turns], starts)
+    last = np.append(starts[1:], len(turns)) - 1
+    times = np.concatenate([sent, ended])
+    steps = np.concatenate([held - np.where(begins, 0, np.roll(held, 1)), -held[last]])
+    most = steps[np.lexsort((steps, times))].cumsum().max()
+    return shared_tokens + max(0, int(most))
 
 
 def _span(turns: Sequence[TurnRecord]) -> float:
@@ -221,10 +230,9 @@ def _most(samples: Sequence[dict[str, Any]], name: str) -> float | None:
     return max((row[name] for row in samples if row.get(name) is not None), default=None)
 
 
-def _eligible_hit_rate(turns: Sequence[TurnRecord]) -> float | None:
-    measured = [record for record in turns if record.lost_tokens is not None]
-    eligible = sum(record.reusable_tokens for record in measured)
-    return 1 - sum(record.lost_tokens or 0 for record in measured) / eligible if eligible else None
+def _eligible_hit_rate(told: Lost) -> float | None:
+    eligible = sum(record.reusable_tokens for record, _ in told)
+    return 1 - sum(lost for _, lost in told) / eligible if eligible else None
 
 
 def _tpot(record: TurnRecord) -> float | None:

@@ -99,7 +99,11 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        return self.start + (self._on(value) - self._on(self.low)) / self._span * (self.end - self.start)
+        return self.each((value,))[0]
+
+    def each(self, values: Iterable[float]) -> list[float]:
+        low, span, wide = self._on(self.low), self._span, self.end - self.start
+        return [self.start + (self._on(value) - low) / span * wide for value in values]
 
     @property
     def _span(self) -> float:

@@ -16,7 +16,12 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from bench.records import TurnRecord
+
+Floats = npt.NDArray[np.float64]
 
 # Of the blocks, held by requests being answered: only then can one have waited for blocks. vLLM takes a prompt in only
 # if all of it fits, and the gauge is read once a second: so well below 1, and not asked where requests were preempted.
@@ -40,14 +45,14 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class Stay:
-    """One request inside the engine."""
+class Stays:
+    """Requests inside the engine, one after another as they were sent."""
 
-    arrived_s: float
-    scheduled_s: float
-    first_s: float
-    end_s: float
-    lost_share: float  # of the tokens that its prompt makes the engine read
+    arrived_s: Floats
+    scheduled_s: Floats
+    first_s: Floats
+    end_s: Floats
+    lost_share: Floats  # of the tokens that a prompt makes the engine read
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +67,12 @@ class Told:
 
 def split(records: Sequence[TurnRecord], told: Told) -> Wait | None:
     """Of one level and repeat; None where the server does not tell what it had cached."""
-    turns = [record for record in records if record.ttft_s is not None and record.turn > 0]
-    if not turns or any(record.lost_tokens is None for record in turns):
+    turns = [record for record in records if record.turn > 0 and record.ttft_s is not None]
+    lost_tokens = [tokens for record in turns if (tokens := record.lost_tokens) is not None]
+    if not turns or len(lost_tokens) < len(turns):
         return None
     full = told.kv_usage_max is None or told.kv_usage_max >= FULL or (told.preemptions or 0) > 0
-    stays = _stays(turns, told.max_seqs, _client_share(turns, told.ttft_s))
+    stays = _stays(turns, np.array(lost_tokens, float), told)
     slot, blocks, lost, compute = _spent(stays, told.max_seqs, full)
     whole = sum(record.ttft_s or 0.0 for record in turns)
     again = _preempted_share(turns, told.preemptions or 0.0)
@@ -81,81 +87,77 @@ def split(records: Sequence[TurnRecord], told: Told) -> Wait | None:
     )
 
 
-def _outside_s(record: TurnRecord) -> float:
-    """Not in the engine's queue nor being read: at the client, under way, or waiting for the engine to look up."""
-    return max(0.0, (record.ttft_s or 0.0) - (record.queue_s or 0.0) - (record.prefill_s or 0.0))
+def _column(turns: Sequence[TurnRecord], name: str) -> Floats:
+    """nan where it was not told."""
+    return np.array([getattr(record, name) for record in turns], float)
 
 
-def _client_share(turns: Sequence[TurnRecord], ttft_s: float | None) -> float:
+def _client_share(outside: Floats, late: Floats, ttft: Floats, server_ttft_s: float | None) -> float:
     """Of the time outside: what the server's own TTFT leaves, or where it is not told, how late we sent."""
-    outside = sum(_outside_s(record) for record in turns)
-    late = sum(record.late_s for record in turns)
-    ours = late if ttft_s is None else sum(record.ttft_s or 0.0 for record in turns) - ttft_s * len(turns)
-    return min(1.0, max(0.0, ours / outside)) if outside > 0 else 0.0
+    whole = sum(outside.tolist())
+    ours = sum(late.tolist()) if server_ttft_s is None else sum(ttft.tolist()) - server_ttft_s * len(ttft)
+    return min(1.0, max(0.0, ours / whole)) if whole > 0 else 0.0
 
 
-def _stays(turns: Sequence[TurnRecord], max_seqs: int | None, client_share: float) -> list[Stay]:
+def _stays(turns: Sequence[TurnRecord], lost: Floats, told: Told) -> Stays:
+    due, sent, first, end = (_column(turns, f"{name}_s") for name in ("intended", "sent", "first", "end"))
+    queue, prefill = _column(turns, "queue_s"), _column(turns, "prefill_s")
+    # Neither in the engine's queue nor being read: at the client, under way, or waiting for the engine to look up.
+    outside = np.maximum(0.0, first - due - np.nan_to_num(queue) - np.nan_to_num(prefill))
+    share = _client_share(outside, sent - due, first - due, told.ttft_s)
+    read = np.array([(one.prompt_tokens or one.planned_prompt_tokens) - (one.cached_tokens or 0) for one in turns])
+    lost_share = np.minimum(1.0, np.divide(lost, read, out=np.zeros_like(lost), where=read > 0))
+    order = np.argsort(sent, kind="stable")
+    arrived = np.minimum(due + share * outside, first)[order]
+    first, end = first[order], np.maximum(end, first)[order]
+    scheduled = _scheduled(arrived, first, end, prefill[order], told.max_seqs)
+    return Stays(arrived, np.maximum(arrived, scheduled), first, end, lost_share[order])
+
+
+def _scheduled(arrived: Floats, first: Floats, end: Floats, prefill: Floats, max_seqs: int | None) -> Floats:
     """By the engine's clock where it was told, else by ours and the rule of first come, first served."""
-    made: list[Stay] = []
+    known = np.where(np.isnan(prefill), arrived, first - prefill)
+    if max_seqs is None or not np.isnan(prefill).any():
+        return known
     slots: list[float] = []  # when the last max_seqs to leave do
-    for record in sorted(turns, key=lambda record: record.sent_s):
-        assert record.first_s is not None
-        assert record.lost_tokens is not None
-        arrived = min(record.intended_s + client_share * _outside_s(record), record.first_s)
-        if record.prefill_s is not None:
-            scheduled = record.first_s - record.prefill_s
-        else:
-            scheduled = (
-                arrived if max_seqs is None or len(slots) < max_seqs else min(max(arrived, slots[0]), record.first_s)
-            )
-        read = (record.prompt_tokens or record.planned_prompt_tokens) - (record.cached_tokens or 0)
-        lost = min(1.0, record.lost_tokens / read) if read > 0 else 0.0
-        made.append(Stay(arrived, max(arrived, scheduled), record.first_s, max(record.end_s, record.first_s), lost))
-        heapq.heappush(slots, made[-1].end_s)
-        if max_seqs is not None and len(slots) > max_seqs:
+    for at in range(len(known)):
+        if np.isnan(prefill[at]) and len(slots) == max_seqs:
+            known[at] = min(max(arrived[at], slots[0]), first[at])
+        heapq.heappush(slots, end[at])
+        if len(slots) > max_seqs:
             heapq.heappop(slots)
-    return made
+    return known
 
 
-def _spent(stays: Sequence[Stay], max_seqs: int | None, full: bool) -> tuple[float, float, float, float]:
-    """Seconds of all requests together, waiting for a slot, for blocks, for lost tokens, for new ones."""
-    slot = blocks = lost = compute = last = 0.0
-    queued: set[int] = set()
-    read: set[int] = set()
-    served: set[int] = set()
-    for at, number, leaves, enters in _moves(stays, queued, read, served):
-        took, waiting = at - last, len(queued)
-        if max_seqs is not None and len(served) >= max_seqs:
-            slot, waiting = slot + waiting * took, 0
-        elif full and not read:
-            blocks, waiting = blocks + waiting * took, 0
-        share = stays[min(read, key=lambda one: stays[one].scheduled_s)].lost_share if read else 0.0
-        lost += (waiting + len(read)) * took * share
-        compute += (waiting + len(read)) * took * (1 - share)
-        last = at
-        for left in leaves:
-            left.discard(number)
-        for entered in enters:
-            entered.add(number)
+def _spent(stays: Stays, max_seqs: int | None, full: bool) -> tuple[float, float, float, float]:
+    """Seconds of all requests together, waiting for a slot, for blocks, for lost tokens, for new ones.
+
+    Between any two moves nothing changes: so many are queued, being read and served from one until the next.
+    """
+    moves = np.column_stack([stays.arrived_s, stays.scheduled_s, stays.first_s, stays.end_s])
+    order = np.argsort(moves, axis=None, kind="stable")
+    arrives, enters, begins, leaves = (order % 4 == kind for kind in range(4))
+    queued, read, served = (
+        np.cumsum(come.astype(int) - go)[:-1] for come, go in ((arrives, enters), (enters, begins), (enters, leaves))
+    )
+    took = np.diff(moves.ravel()[order])
+    no_slot = served >= max_seqs if max_seqs is not None else np.zeros(len(took), bool)
+    no_blocks = ~no_slot & (read == 0) if full else np.zeros(len(took), bool)
+    reading = (np.where(no_slot | no_blocks, 0, queued) + read) * took
+    share = np.where(read > 0, stays.lost_share[_first_in_line(stays.scheduled_s, order)], 0.0)
+    spent = (no_slot * queued * took, no_blocks * queued * took, reading * share, reading * (1 - share))
+    slot, blocks, lost, compute = (float(np.cumsum(each)[-1]) for each in spent)
     return slot, blocks, lost, compute
 
 
-Places = tuple[set[int], ...]
-
-
-def _moves(
-    stays: Sequence[Stay], queued: set[int], read: set[int], served: set[int]
-) -> list[tuple[float, int, Places, Places]]:
-    """In order of time: who leaves which place and enters which."""
-    moves: list[tuple[float, int, Places, Places]] = []
-    for number, stay in enumerate(stays):
-        moves += [
-            (stay.arrived_s, number, (), (queued,)),
-            (stay.scheduled_s, number, (queued,), (read, served)),
-            (stay.first_s, number, (read,), ()),
-            (stay.end_s, number, (served,), ()),
-        ]
-    return sorted(moves, key=lambda move: move[0])
+def _first_in_line(scheduled: Floats, order: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """After each move but the last, whose prompt is being read if any is: the first scheduled of those not read."""
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    line = np.argsort(scheduled, kind="stable")
+    all_read = np.maximum.accumulate(place.reshape(-1, 4)[line, 2])
+    first = np.searchsorted(all_read, np.arange(len(order) - 1), side="right")
+    return line[np.minimum(first, len(line) - 1)]
 
 
 def _preempted_share(turns: Sequence[TurnRecord], preemptions: float) -> float:

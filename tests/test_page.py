@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench import plots
 from bench.conclusion import Conclusion, conclude
 from bench.page import page
+from bench.records import Folder
 from bench.stats import LevelRow
 from tests.browser import Browser, browser
 from tests.parsed import Parsed
@@ -176,6 +178,29 @@ def test_commands_are_ready_to_be_copied(tmp_path: Path) -> None:
     seen = Parsed(html(concluded(tmp_path)))
     assert [block.text for block in seen.of("pre")] == ["bench fp8", "vllm serve fp8"]
     assert "Of 20 planned requests: 20 answered." in seen.of("main")[0].text
+
+
+def crowd(folder: Folder, sessions: int) -> Conclusion:
+    """Both levels of a small run with so many sessions, each of them as quick as chance has it."""
+    rng, file = np.random.default_rng(0), folder.path / "requests.jsonl"
+    ones = [json.loads(line) for line in file.read_text().splitlines()]
+    many = [one | {"session": session} for session in range(sessions) for one in ones]
+    for one, ttft in zip(many, rng.lognormal(size=len(many)).tolist(), strict=True):
+        one |= {name: one["intended_s"] + ttft for name in ("first_s", "last_s", "end_s")}
+    file.write_text("\n".join(map(json.dumps, many)) + "\n")
+    run = folder.manifest()
+    folder.write_manifest({**run, "levels": [{**level, "requests": 10 * sessions} for level in run["levels"]]})
+    return conclude(folder)
+
+
+def test_a_report_of_many_requests_stays_small_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    few, some, many = (html(crowd(run_folder(tmp_path / str(n)), n)) for n in (20, 200, 800))
+    assert len(many) < 1.1 * len(some) < 500_000
+    told = "of over 600 crosses one a pixel is drawn."
+    assert told in Parsed(many).of("main")[0].text
+    assert told not in Parsed(few).of("main")[0].text
+    assert "every 27th session shown" in Parsed(many).of("main")[0].text
+    assert "session shown" not in Parsed(few).of("main")[0].text
 
 
 def test_a_run_of_an_older_version_has_a_page_too(tmp_path: Path) -> None:

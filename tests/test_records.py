@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import records
 from bench.errors import BenchError
 from bench.records import Folder
 from tests.test_stats import ONE
@@ -14,7 +15,11 @@ def test_a_record_comes_back_as_it_went_but_for_its_answer(tmp_path: Path) -> No
     assert folder.records() == [replace(ONE, answer=b"")]
 
 
-def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_damage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, records.AT_ONCE])
+def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(records, "AT_ONCE", at_once)
     folder = Folder.create(tmp_path / "run")
     folder.keep(ONE)
     file = folder.path / "requests.jsonl"
@@ -24,6 +29,16 @@ def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_damage(tmp_path: Path
     file.write_text(whole[:50] + "\n" + whole)
     with pytest.raises(BenchError, match="line 1 is not JSON"):
         folder.records()
+    file.write_text(2 * whole + whole[:50] + "\n" + whole)
+    with pytest.raises(BenchError, match="line 3 is not JSON"):
+        folder.records()
+
+
+def test_two_halves_of_a_line_are_damage_and_not_one_line(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "run")
+    (folder.path / "server.jsonl").write_text('{"a": 1\n"b": 2}\n')
+    with pytest.raises(BenchError, match="line 1 is not JSON"):
+        list(folder.rows("server.jsonl"))
 
 
 def test_a_field_of_a_later_version_does_not_hinder(tmp_path: Path) -> None:

@@ -32,6 +32,18 @@ def test_an_interval_needs_sessions_and_covers_the_truth() -> None:
     assert hits >= 34, "turns of a session are alike: an interval that forgets it covers far less"
 
 
+def test_a_sample_is_of_whole_sessions_and_its_percentiles_are_of_their_turns() -> None:
+    rng = np.random.default_rng(4)
+    sessions = [list(rng.lognormal(size=rng.integers(1, 12))) for _ in range(70)]
+    sessions[3][0] = math.inf
+    shares = [0.0, 0.5, 0.95, 1.0]
+    found = sample.redrawn(sessions, shares, seed=1)
+    rng = np.random.default_rng(1)
+    for times, row in zip(rng.multinomial(70, np.full(70, 1 / 70), size=sample.RESAMPLES), found, strict=True):
+        turns = sorted(value for often, session in zip(times, sessions, strict=True) for value in session * int(often))
+        assert list(row) == [turns[math.ceil((len(turns) - 1) * share)] for share in shares]
+
+
 def test_the_floors_are_those_of_early_stopping() -> None:
     assert [sample.floor(share) for share in (0.50, 0.90, 0.95, 0.99)] == [8, 46, 93, 473]
 
