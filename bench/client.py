@@ -1,6 +1,7 @@
 """One streamed turn over HTTP: bytes are stamped as they arrive and understood once the answer is whole."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -58,6 +59,16 @@ class Client:
         self._tails: dict[int, bytes] = {}
         self._idle: list[Connection] = []
 
+    async def open(self, connections: int) -> None:
+        """Ahead of the first turns, whose TTFT it would be."""
+        with contextlib.suppress(OSError):  # the turn will tell
+            while len(self._idle) < connections:
+                self._rest(await self._dialer.connect())
+
+    def _rest(self, connection: Connection) -> None:
+        connection.idle_since = time.perf_counter()
+        self._idle.append(connection)
+
     async def send(self, turn: Turn) -> TurnRecord:
         request = self._request(turn)
         response, answer = Response(), Answer()
@@ -108,8 +119,7 @@ class Client:
             connection.close()
             raise
         if response.reusable:
-            connection.idle_since = time.perf_counter()
-            self._idle.append(connection)
+            self._rest(connection)
         else:
             connection.close()
         return response
@@ -158,7 +168,6 @@ class Client:
         for connection in self._idle:
             connection.close()
         self._idle.clear()
-        self._dialer.close()
 
 
 def keeping(client: Client, keep: Callable[[TurnRecord], None]) -> Callable[[Turn], Awaitable[TurnRecord]]:

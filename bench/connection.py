@@ -4,14 +4,16 @@ Written by hand because a load client must not add its own milliseconds, and no 
 """
 
 import asyncio
-import select
+import contextlib
+import selectors
 import socket
 import ssl
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from contextvars import ContextVar, copy_context
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from bench.wire import Response, Stamp, Told
 
@@ -20,6 +22,7 @@ PIECES = 1024  # that the kernel takes in one call
 SO_TIMESTAMPNS = 35  # Linux; the socket module does not name it
 TIMESPEC = struct.Struct("@ll")
 TOLD = socket.CMSG_SPACE(TIMESPEC.size) if hasattr(socket, "CMSG_SPACE") else 0
+T = TypeVar("T")
 Pieces = Sequence[bytes | memoryview]
 Address = tuple[Any, ...]  # as getaddrinfo has it
 ABSURD_S = 60.0  # the wall clock was set between arrival and reading
@@ -82,37 +85,30 @@ class Connection:
             self.way.close()
 
 
-class Ear:
-    """All plain connections of an event loop behind one file of it: the loop's own care for each read costs more than
-    the read itself."""
+class Ear(selectors.DefaultSelector):
+    """The selector of an event loop that reads plain connections itself, at once and before anything else: to take each
+    read through the loop's own bookkeeping would cost more than the read."""
 
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._lines: dict[int, Line] = {}
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._epoll.fileno(), self._hear)
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        others = []
+        for key, mask in super().select(timeout):
+            if isinstance(key.data, Line):
+                key.data.stirs(mask)
+            else:
+                others.append((key, mask))
+        return others
 
-    def attend(self, line: "Line", mask: int) -> None:
-        if line.number in self._lines:
-            self._epoll.modify(line.number, mask)
-        else:
-            self._lines[line.number] = line
-            self._epoll.register(line.number, mask)
 
-    def forget(self, line: "Line") -> None:
-        if self._lines.pop(line.number, None):
-            self._epoll.unregister(line.number)
+HEARING: ContextVar[Ear] = ContextVar("HEARING")
 
-    def _hear(self) -> None:
-        for number, mask in self._epoll.poll(0):
-            if line := self._lines.get(number):
-                line.stirs(mask)
 
-    def close(self) -> None:
-        for line in [*self._lines.values()]:
-            line.close()
-        self._loop.remove_reader(self._epoll.fileno())
-        self._epoll.close()
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """As asyncio.run does, on a loop that hears plain connections first."""
+    ear = Ear()
+    context = copy_context()
+    context.run(HEARING.set, ear)
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(ear)) as runner:
+        return runner.run(main, context=context)
 
 
 class Line:
@@ -120,11 +116,11 @@ class Line:
 
     def __init__(self, made: socket.socket, ear: Ear, connection: Connection) -> None:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        made.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        self.number = made.fileno()
+        with contextlib.suppress(OSError):
+            made.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         self._socket, self._ear, self._connection = made, ear, connection
         self._unsent = memoryview(b"")
-        ear.attend(self, select.EPOLLIN)
+        ear.register(made, selectors.EVENT_READ, self)
 
     @property
     def open(self) -> bool:
@@ -137,14 +133,14 @@ class Line:
             sent = 0
         if sent < sum(map(len, pieces)):
             self._unsent = memoryview(b"".join(pieces))[sent:]
-            self._ear.attend(self, select.EPOLLIN | select.EPOLLOUT)
+            self._ear.modify(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE, self)
 
     def stirs(self, mask: int) -> None:
         try:
-            if mask & select.EPOLLOUT:
+            if mask & selectors.EVENT_READ:
+                self._read()
+            if mask & selectors.EVENT_WRITE and self.open:
                 self._write_on()
-            if mask & ~select.EPOLLOUT:
-                self.read()
         except BlockingIOError:
             pass
         except OSError:
@@ -153,9 +149,9 @@ class Line:
     def _write_on(self) -> None:
         self._unsent = self._unsent[self._socket.send(self._unsent) :]
         if not self._unsent:
-            self._ear.attend(self, select.EPOLLIN)
+            self._ear.modify(self._socket, selectors.EVENT_READ, self)
 
-    def read(self) -> None:
+    def _read(self) -> None:
         data, told, _, _ = self._socket.recvmsg(READ, TOLD)
         read, wall = time.perf_counter(), time.time()
         if data:
@@ -164,8 +160,9 @@ class Line:
             self._connection.lost()
 
     def close(self) -> None:
-        self._ear.forget(self)
-        self._socket.close()
+        if self.open:
+            self._ear.unregister(self._socket)
+            self._socket.close()
 
 
 def _stamp(read: float, wall: float, told: list[tuple[int, int, bytes]]) -> Stamp:
@@ -179,7 +176,7 @@ def _stamp(read: float, wall: float, told: list[tuple[int, int, bytes]]) -> Stam
 
 
 class Streamed(asyncio.Protocol):
-    """By asyncio's own transport, for TLS and for systems without epoll; what it brings is stamped when it is read."""
+    """By asyncio's own transport, for TLS; what it brings is stamped when it is read."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -215,14 +212,13 @@ class Dialer:
     def __init__(self, host: str, port: int, tls: bool) -> None:
         self._host, self._port = host, port
         self._tls = ssl.create_default_context() if tls else None
-        self._ear: Ear | None = None
         self._addresses: list[Address] = []
 
     async def connect(self) -> Connection:
         made = Connection()
-        if self._tls is None and hasattr(select, "epoll"):
-            self._ear = self._ear or Ear()
-            made.way = Line(await self._dial(), self._ear, made)
+        ear = HEARING.get(None)
+        if self._tls is None and ear is not None:
+            made.way = Line(await self._dial(), ear, made)
         else:
             make = asyncio.get_running_loop().create_connection
             _, made.way = await make(lambda: Streamed(made), self._host, self._port, ssl=self._tls)
@@ -245,7 +241,3 @@ class Dialer:
                 made.close()
                 raise
         raise problem
-
-    def close(self) -> None:
-        if self._ear is not None:
-            self._ear.close()

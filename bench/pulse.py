@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-TICK_S = 0.01
+TICK_S = 0.2  # to wake an idle core costs more than the rest of a request
 COARSE_S = 0.001  # the event loop rounds its timers up to a millisecond
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from bench import capacity, client, load, machine, scrape, server, stats, troupe
+from bench import capacity, client, connection, load, machine, scrape, server, stats, troupe
 from bench.client import Target
 from bench.errors import BenchError, Exit
 from bench.load import Level
@@ -187,7 +187,7 @@ def sweep(plan: Plan, variants: Sequence[Variant], folder: Folder, show: Show, r
                     "capacity": asdict(expected) if expected else None,
                     "settings": [server.now(target)],
                 }
-                asyncio.run(_measure(plan, variant, target, folder, show, run, epoch))
+                connection.run(_measure(plan, variant, target, folder, show, run, epoch))
                 run["variants"][variant.name]["settings"].append(server.now(target))
         ended = "finished"
     except (KeyboardInterrupt, asyncio.CancelledError):

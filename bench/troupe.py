@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bench import client, pulse
+from bench import client, connection, pulse
 from bench.client import Client, Target
 from bench.errors import BenchError
 from bench.load import ALL, Level, Performance, Send, Share, Stage, WallClock
@@ -81,6 +81,7 @@ async def _alone(part: Part, keep: Keep, felt: Callable[[Pulse], None]) -> list[
     with contextlib.closing(Client(part.target)) as http:
         performance = part.performance(client.keeping(http, keep))
         await performance.warm_up()
+        await http.open(part.level.concurrency)
         async with pulse.felt(felt):
             await performance.run(performance.stage.clock.now())
     return performance.records
@@ -170,7 +171,7 @@ class Actor:
 def _act(pipe: Connection, part: Part) -> None:
     """The life of such a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one says when to stop
-    asyncio.run(_perform(pipe, part))
+    connection.run(_perform(pipe, part))
 
 
 async def _perform(pipe: Connection, part: Part) -> None:
@@ -193,6 +194,7 @@ async def _perform(pipe: Connection, part: Part) -> None:
         shipping = asyncio.create_task(keep_shipping())
         with contextlib.suppress(asyncio.CancelledError):
             await performance.warm_up()
+            await http.open(part.share.size(part.level.concurrency))
             async with pulse.felt(pipe.send):
                 pipe.send("warm")
                 await performance.run(await cues.get())

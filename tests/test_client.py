@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from bench import connection
 from bench.client import Client, Target, judge
 from bench.dialect import Answer, Dialect
 from bench.dialect import understand as read
@@ -116,7 +117,7 @@ def ask(handler: Handler, times: int = 1, timeout_s: float = 5) -> tuple[list[Tu
         await asyncio.sleep(0)
         return records, connections
 
-    return asyncio.run(go())
+    return connection.run(go())
 
 
 def test_a_connection_is_used_again() -> None:
@@ -179,6 +180,6 @@ def test_a_server_that_never_answers_is_given_up() -> None:
 
 
 def test_no_server_is_a_record_too() -> None:
-    record = asyncio.run(Client(Target("http://127.0.0.1:9", "m", WORDS, 0.0, 5)).send(turn()))
+    record = connection.run(Client(Target("http://127.0.0.1:9", "m", WORDS, 0.0, 5)).send(turn()))
     assert record.status == "failed"
     assert record.error

@@ -1,12 +1,11 @@
 """bench's own client, as a sweep uses it: every record goes on file, and the client watches itself."""
 
-import asyncio
 import dataclasses
 import tempfile
 import time
 from pathlib import Path
 
-from bench import client, load, pulse
+from bench import client, connection, load, pulse
 from bench.client import Client, Target
 from bench.dialect import Dialect
 from bench.records import Folder, TurnRecord
@@ -39,6 +38,7 @@ async def play(asked: Asked, folder: Folder) -> list[tuple[TurnRecord, bytes]]:
     stage = load.Stage(Content(IDS, b",", 0, 0), 16, send, load.WallClock(epoch))
     performance = load.Performance(level, workload(3 * asked.requests // asked.concurrency), stage, seed=0)
     await performance.warm_up()
+    await http.open(asked.concurrency)
     async with pulse.felt(lambda felt: folder.append("client.jsonl", dataclasses.asdict(felt))):
         await performance.run(stage.clock.now())
     http.close()
@@ -55,7 +55,7 @@ def tell(record: TurnRecord, prompt: bytes) -> Told:
 def main() -> None:
     asked = turns.asked()
     with tempfile.TemporaryDirectory() as place:
-        told = asyncio.run(play(asked, Folder(Path(place))))
+        told = connection.run(play(asked, Folder(Path(place))))
         turns.tell(asked.out, (tell(record, prompt) for record, prompt in told if record.turn))
 
 
