@@ -75,8 +75,7 @@ class Client:
         status: Status = "failed"
         sent_at = time.perf_counter()
         try:
-            async with asyncio.timeout(self.timeout_s):
-                response = await self._exchange(request)
+            response = await self._exchange(request)
             answer = _read(response)
             status, error = judge(answer)
         except TimeoutError:
@@ -110,11 +109,13 @@ class Client:
                 if connection.response.touched:
                     raise
                 break  # closed while it lay idle: nothing was answered, so asking again is safe
-        return await self._ask(await self._dialer.connect(), request)
+        async with asyncio.timeout(self.timeout_s):
+            connection = await self._dialer.connect()
+        return await self._ask(connection, request)
 
     async def _ask(self, connection: Connection, request: Pieces) -> Response:
         try:
-            response = await connection.ask(request)
+            response = await connection.ask(request, self.timeout_s)
         except BaseException:
             connection.close()
             raise

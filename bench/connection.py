@@ -5,19 +5,20 @@ Written by hand because a load client must not add its own milliseconds, and no 
 
 import asyncio
 import contextlib
+import select
 import selectors
 import socket
 import ssl
 import struct
+import sys
 import time
 from collections.abc import Coroutine, Sequence
 from contextvars import ContextVar, copy_context
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from bench.wire import Response, Stamp, Told
+from bench.wire import Came, Response, Stamp
 
-READ = 1 << 16
+READ = 1 << 13  # at a time: a streamed token takes some hundred bytes
 PIECES = 1024  # that the kernel takes in one call
 SO_TIMESTAMPNS = 35  # Linux; the socket module does not name it
 TIMESPEC = struct.Struct("@ll")
@@ -52,20 +53,28 @@ class Connection:
     def open(self) -> bool:
         return self.way is not None and self.way.open
 
-    async def ask(self, request: Pieces) -> Response:
+    async def ask(self, request: Pieces, timeout_s: float) -> Response:
         assert self.way is not None
-        self.response = Response()
-        self._ended = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.response = Response(_stamp)
+        self._ended = loop.create_future()
         self.way.write(request)
-        return await self._ended
-
-    def received(self, came: Told, data: bytes) -> None:
+        alarm = loop.call_later(timeout_s, self._end, TimeoutError())
         try:
-            if self.response.feed(came, data):
-                self._end(None)
+            return await self._ended
+        finally:
+            alarm.cancel()
+
+    def received(self, came: Came, data: bytes) -> bool:
+        """True at the end."""
+        try:
+            if not self.response.feed(came, data):
+                return False
+            self._end(None)
         except ValueError as error:
             self._end(ConnectionError(f"garbage instead of HTTP: {error}"))
             self.close()
+        return True
 
     def lost(self) -> None:
         self.response.closed()
@@ -85,25 +94,74 @@ class Connection:
             self.way.close()
 
 
-class Ear(selectors.DefaultSelector):
+class Ear(selectors.BaseSelector):
     """The selector of an event loop that reads plain connections itself, at once and before anything else: to take each
     read through the loop's own bookkeeping would cost more than the read."""
 
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._keys: dict[int, selectors.SelectorKey] = {}
+        self._lines: dict[int, Line] = {}
+
+    def attend(self, line: "Line", number: int, mask: int) -> None:
+        if number in self._lines:
+            self._epoll.modify(number, mask)
+        else:
+            self._lines[number] = line
+            self._epoll.register(number, mask)
+
+    def forget(self, number: int) -> None:
+        if self._lines.pop(number, None):
+            self._epoll.unregister(number)
+
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        others = []
-        for key, mask in super().select(timeout):
-            if isinstance(key.data, Line):
-                key.data.stirs(mask)
-            else:
-                others.append((key, mask))
-        return others
+        """As long as answers only grow, the loop has nothing to do and is not told."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            others, ended = [], False
+            for number, mask in self._epoll.poll(timeout):
+                if line := self._lines.get(number):
+                    ended |= line.stirs(mask)
+                elif key := self._keys.get(number):
+                    others.append((key, key.events & _events(mask)))
+            if until is not None:
+                timeout = max(0.0, until - time.monotonic())
+            if ended or others or timeout == 0:
+                return others
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        reads, writes = bool(events & selectors.EVENT_READ), bool(events & selectors.EVENT_WRITE)
+        self._epoll.register(number, reads * select.EPOLLIN | writes * select.EPOLLOUT)
+        self._keys[number] = selectors.SelectorKey(fileobj, number, events, data)
+        return self._keys[number]
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        with contextlib.suppress(OSError):  # closed already
+            self._epoll.unregister(number)
+        return self._keys.pop(number)
+
+    def get_map(self) -> dict[Any, selectors.SelectorKey]:
+        return self._keys
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+def _events(mask: int) -> int:
+    """An error stirs whoever waits."""
+    reads, writes = bool(mask & ~select.EPOLLOUT), bool(mask & ~select.EPOLLIN)
+    return reads * selectors.EVENT_READ | writes * selectors.EVENT_WRITE
 
 
 HEARING: ContextVar[Ear] = ContextVar("HEARING")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """As asyncio.run does, on a loop that hears plain connections first."""
+    """As asyncio.run does, on a loop that hears plain connections first, where the system has what that takes."""
+    if not sys.platform.startswith("linux"):
+        return asyncio.run(main)
     ear = Ear()
     context = copy_context()
     context.run(HEARING.set, ear)
@@ -116,11 +174,10 @@ class Line:
 
     def __init__(self, made: socket.socket, ear: Ear, connection: Connection) -> None:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with contextlib.suppress(OSError):
-            made.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        made.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         self._socket, self._ear, self._connection = made, ear, connection
         self._unsent = memoryview(b"")
-        ear.register(made, selectors.EVENT_READ, self)
+        ear.attend(self, made.fileno(), select.EPOLLIN)
 
     @property
     def open(self) -> bool:
@@ -133,40 +190,43 @@ class Line:
             sent = 0
         if sent < sum(map(len, pieces)):
             self._unsent = memoryview(b"".join(pieces))[sent:]
-            self._ear.modify(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE, self)
+            self._ear.attend(self, self._socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
-    def stirs(self, mask: int) -> None:
+    def stirs(self, mask: int) -> bool:
+        """True if whoever asked has to be told."""
         try:
-            if mask & selectors.EVENT_READ:
-                self._read()
-            if mask & selectors.EVENT_WRITE and self.open:
+            if mask & select.EPOLLOUT and self._unsent:
                 self._write_on()
+            return mask != select.EPOLLOUT and self._read()
         except BlockingIOError:
-            pass
+            return False
         except OSError:
             self._connection.lost()
+            return True
 
     def _write_on(self) -> None:
         self._unsent = self._unsent[self._socket.send(self._unsent) :]
         if not self._unsent:
-            self._ear.modify(self._socket, selectors.EVENT_READ, self)
+            self._ear.attend(self, self._socket.fileno(), select.EPOLLIN)
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
         data, told, _, _ = self._socket.recvmsg(READ, TOLD)
         read, wall = time.perf_counter(), time.time()
         if data:
-            self._connection.received(partial(_stamp, read, wall, told), data)
-        else:
-            self._connection.lost()
+            return self._connection.received((read, wall, told), data)
+        self._connection.lost()
+        return True
 
     def close(self) -> None:
+        self._unsent = memoryview(b"")
         if self.open:
-            self._ear.unregister(self._socket)
+            self._ear.forget(self._socket.fileno())
             self._socket.close()
 
 
-def _stamp(read: float, wall: float, told: list[tuple[int, int, bytes]]) -> Stamp:
+def _stamp(came: Came) -> Stamp:
     """By how long what was read had been there, the last of it."""
+    read, wall, told = came
     for _, kind, stamp in told:
         if kind == SO_TIMESTAMPNS:
             seconds, nanoseconds = TIMESPEC.unpack(stamp)
@@ -176,7 +236,7 @@ def _stamp(read: float, wall: float, told: list[tuple[int, int, bytes]]) -> Stam
 
 
 class Streamed(asyncio.Protocol):
-    """By asyncio's own transport, for TLS; what it brings is stamped when it is read."""
+    """By asyncio's own transport, for TLS and other systems; what it brings is stamped when it is read."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -192,7 +252,7 @@ class Streamed(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         read = time.perf_counter()
-        self._connection.received(partial(Stamp, read, read), data)
+        self._connection.received((read, 0.0, []), data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connection.lost()

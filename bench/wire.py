@@ -21,19 +21,24 @@ class Stamp:
     read: float
 
 
-Told = Callable[[], Stamp]  # worked out for the few that are asked for
+Came = tuple[float, float, list[tuple[int, int, bytes]]]  # when read, by both clocks, and what the kernel told
+
+
+def plain(came: Came) -> Stamp:
+    return Stamp(came[0], came[0])
 
 
 class Response:
     """An HTTP/1.1 response out of bytes split anywhere, looked into as little as may be until it is whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, stamp: Callable[[Came], Stamp] = plain) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.whole = False
-        self._came: list[Told] = []
-        self._ends: list[int] = []  # of what came, among all bytes
-        self._fresh: list[bytes] = []  # came, and has not been looked into
+        self._stamp = stamp  # worked out for the few that are asked for
+        self._came: list[Came] = []
+        self._pieces: list[bytes] = []  # that came with each
+        self._looked = 0  # into so many of them
         self._rest = b""  # was looked into, and is not understood yet
         self._passed = 0  # bytes before the rest
         self._chunked = False
@@ -42,21 +47,19 @@ class Response:
         self._parts: list[bytes] = []  # of the body
         self._starts: list[int] = []  # of each, among all bytes
 
-    def feed(self, came: Told, data: bytes) -> bool:
+    def feed(self, came: Came, data: bytes) -> bool:
         """True when it is whole."""
         self._came.append(came)
-        self._fresh.append(data)
+        self._pieces.append(data)
         # The last of chunks ends in an empty line, and the end of one may come by itself. Now and then all the same: at
         # the end somebody waits for the next turn to be sent.
-        if not self._chunked or len(data) < 4 or b"\r\n\r\n" in data or len(self._fresh) == OFTEN:
+        if not self._chunked or len(data) < 4 or b"\r\n\r\n" in data or len(self._pieces) % OFTEN == 0:
             self._look()
         return self.whole
 
     def _look(self) -> None:
-        known = self._passed + len(self._rest)
-        self._ends.extend(known + size for size in accumulate(map(len, self._fresh)))
-        self._rest = b"".join((self._rest, *self._fresh))
-        self._fresh.clear()
+        self._rest = b"".join((self._rest, *self._pieces[self._looked :]))
+        self._looked = len(self._pieces)
         while not self.whole and self._step():
             pass
 
@@ -75,11 +78,16 @@ class Response:
 
     @property
     def last(self) -> Stamp | None:
-        return self._came[-1]() if self._came else None
+        return self._stamp(self._came[-1]) if self._came else None
 
     @cached_property
     def body(self) -> bytes:
         return b"".join(self._parts)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Of what came, among all bytes."""
+        return list(accumulate(map(len, self._pieces)))
 
     @cached_property
     def _part_ends(self) -> list[int]:
@@ -89,7 +97,7 @@ class Response:
         """At which the body was here up to the byte before `end`."""
         part = bisect_right(self._part_ends, end - 1)
         before = self._part_ends[part - 1] if part else 0
-        return self._came[bisect_right(self._ends, self._starts[part] + end - 1 - before)]()
+        return self._stamp(self._came[bisect_right(self._ends, self._starts[part] + end - 1 - before)])
 
     def _read_head(self) -> bool:
         head, end, rest = self._rest.partition(b"\r\n\r\n")
@@ -129,22 +137,31 @@ class Response:
 
     def _read_chunks(self) -> bool:
         """As many as are whole."""
-        rest, at = self._rest, 0
+        rest, at, passed, starts, parts = self._rest, 0, self._passed, self._starts, self._parts
         while (end := rest.find(b"\r\n", at)) >= 0:
-            size = int(rest[at:end].partition(b";")[0], 16)
+            size = _size(rest[at:end])
+            start = end + 2
             if size == 0:
                 self.whole = rest.find(b"\r\n\r\n", end) >= 0  # behind the trailer, if there is one
                 break
-            if len(rest) < end + size + 4:
+            if len(rest) < start + size + 2:
                 break
-            self._starts.append(self._passed + end + 2)
-            self._parts.append(rest[end + 2 : end + 2 + size])
-            at = end + size + 4
+            starts.append(passed + start)
+            parts.append(rest[start : start + size])
+            at = start + size + 2
         if end < 0 and len(rest) - at > LINE_LIMIT:
             raise ValueError("a chunk without a size")
         self._passed += at
         self._rest = rest[at:]
         return False
+
+
+def _size(line: bytes) -> int:
+    """Of a chunk, whatever extensions follow it."""
+    try:
+        return int(line, 16)
+    except ValueError:
+        return int(line.partition(b";")[0], 16)
 
 
 Span = tuple[int, int]

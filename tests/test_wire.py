@@ -2,12 +2,12 @@
 
 import pytest
 
-from bench.wire import Events, Response, Stamp, Told
+from bench.wire import Came, Events, Response, Stamp
 from tests.test_client import STREAM, chunked
 
 
-def at(when: float) -> Told:
-    return lambda: stamp(when)
+def at(when: float) -> Came:
+    return (when, 0.0, [])
 
 
 def stamp(when: float) -> Stamp:
