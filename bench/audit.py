@@ -200,11 +200,11 @@ def _client(seen: Evidence) -> Iterator[Warning]:
 
 
 def _moved(row: LevelRow, open_loop: bool) -> float:
-    """By how much the client may have moved p99: sending late, by as much as it did, and not looking, at most by that.
+    """By how much the client may have moved p99: it sent late, left first tokens unread, or did not look at all.
 
     Where sessions arrive at a rate, waiting for one of our C places counts as late by design."""
     late = 0.0 if open_loop else (row.ttft_p99_s or 0.0) - (row.punctual_p99_s or row.ttft_p99_s or 0.0)
-    return max(late, row.lag_p99_s or 0.0) if math.isfinite(late) else row.lag_p99_s or 0.0
+    return max(late if math.isfinite(late) else 0.0, row.lag_p99_s or 0.0, row.read_late_p99_s or 0.0)
 
 
 def _open_loop(run: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ Written by hand because a load client must not add its own milliseconds, and no 
 
 import asyncio
 import contextlib
+import resource
 import select
 import selectors
 import socket
@@ -162,6 +163,8 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """As asyncio.run does, on a loop that hears plain connections first, where the system has what that takes."""
     if not sys.platform.startswith("linux"):
         return asyncio.run(main)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection a session
     ear = Ear()
     context = copy_context()
     context.run(HEARING.set, ear)

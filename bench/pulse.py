@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-TICK_S = 0.2  # to wake an idle core costs more than the rest of a request
+TICK_S = 0.5  # to wake an idle core for it costs more than the answer's next token
 COARSE_S = 0.001  # the event loop rounds its timers up to a millisecond
 
 
@@ -27,24 +27,39 @@ class Pulse:
 @contextlib.asynccontextmanager
 async def felt(keep: Callable[[Pulse], None]) -> AsyncIterator[None]:
     """Hands over the pulse of the event loop at the end of the body."""
-    lags: list[float] = []
     with _collections() as pauses:
         began, cpu = time.perf_counter(), time.process_time()
-        ticking = asyncio.create_task(_tick(lags))
+        ticker = Ticker()
         try:
             yield
         finally:
-            ticking.cancel()
+            lags = ticker.stop()
             wall = time.perf_counter() - began
-            lag = waited(lags, wall), max(lags, default=0.0)
+            lag = waited(lags, wall), max(lags)
             keep(Pulse(wall, time.process_time() - cpu, *lag, sum(pauses), max(pauses, default=0.0)))
 
 
-async def _tick(lags: list[float]) -> None:
-    while True:
-        due = time.perf_counter() + TICK_S
-        await asyncio.sleep(TICK_S)
-        lags.append(max(0.0, time.perf_counter() - due - COARSE_S))
+class Ticker:
+    """How late each of its ticks came."""
+
+    def __init__(self) -> None:
+        self._lags: list[float] = []
+        self._loop = asyncio.get_running_loop()
+        self._arm()
+
+    def _arm(self) -> None:
+        self._due = time.perf_counter() + TICK_S
+        self._next = self._loop.call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._lags.append(max(0.0, time.perf_counter() - self._due - COARSE_S))
+        self._arm()
+
+    def stop(self) -> list[float]:
+        """The tick that is overdue counted, too."""
+        self._tick()
+        self._next.cancel()
+        return self._lags
 
 
 def waited(lags: Sequence[float], wall_s: float, share: float = 0.01) -> float:

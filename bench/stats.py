@@ -72,7 +72,7 @@ class LevelRow:
     # Of the client
     punctual_p99_s: float | None = None  # p99 of TTFT had every turn been sent when it was due
     read_late_p99_s: float | None = None  # for how long first tokens lay unread; not in TTFT
-    lag_p99_s: float | None = None  # of its event loop, at one moment in a hundred
+    lag_p99_s: float | None = None  # of its event loop: a hundredth of the time it was farther behind
     client_cpu: float | None = None  # of a core, by its busiest process
 
 

@@ -1,0 +1,150 @@
+"""A level played by several processes, against a server whose times are known."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench import connection, troupe, workload
+from bench.client import Target
+from bench.dialect import Dialect
+from bench.errors import BenchError
+from bench.load import Level
+from bench.pulse import Pulse
+from bench.records import TurnRecord
+from bench.troupe import Order, Part
+from bench.workload import Content
+from tests.test_stats import ONE
+
+WORDS = tuple(str(number).encode() for number in range(1000))
+DIALECT = Dialect("token ids", "/v1/completions", b'"prompt":[', b"]", WORDS, b",", "word", True)
+
+
+@contextlib.contextmanager
+def truth(log: Path, first_s: float) -> Iterator[str]:
+    pace = ["--first", str(first_s), "--spread", "0", "--gap", "0.002", "--chunks", "5"]
+    words = [sys.executable, "-m", "tests.clients.truth", "--log", str(log), *pace]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+    finally:
+        server.terminate()
+        server.communicate(timeout=20)
+
+
+def part(url: str, requests: int) -> Part:
+    content = Content(WORDS, b",", 0, 0)
+    asked = Target(url, "truth", DIALECT, time.perf_counter(), timeout_s=30)
+    return Part(Level("v", "realistic", 20, 0, requests), workload.load("short-qa"), content, 16, asked, 0)
+
+
+def measured(records: list[TurnRecord]) -> list[TurnRecord]:
+    return [record for record in records if record.turn > 0]
+
+
+def test_two_processes_play_every_session_once_and_their_records_come_in_order_of_time(tmp_path: Path) -> None:
+    kept: list[TurnRecord] = []
+    pulses: list[Pulse] = []
+    with truth(tmp_path / "log", 0.05) as url:
+        whole = connection.run(troupe.play(part(url, 101), 2, kept.append, pulses.append))
+    assert kept == whole
+    assert [record.end_s for record in kept] == sorted(record.end_s for record in kept)
+    turns = Counter((record.session, record.turn) for record in measured(kept))
+    assert turns.total() == 101
+    assert set(turns.values()) == {1}
+    assert {record.status for record in kept} == {"ok"}
+    assert {session for session, _ in turns} >= set(range(20))
+    assert len(pulses) == 2
+
+
+def test_what_each_record_says_is_what_the_server_did(tmp_path: Path) -> None:
+    """No time is asserted but one's sum: a first token cannot have come before the server sent it, nor long after."""
+    kept: list[TurnRecord] = []
+    work = part("", 40)
+    with truth(tmp_path / "log", 0.05) as url:
+        connection.run(troupe.play(replace(work, target=replace(work.target, base_url=url)), 2, kept.append, print))
+    sent = sorted(json.loads(line)["first"] for line in (tmp_path / "log").read_text().splitlines())
+    came = sorted(work.target.epoch + record.first_s for record in kept if record.first_s is not None)
+    assert len(sent) == len(came)
+    assert all(left <= arrived for left, arrived in zip(sent, came, strict=True))
+
+
+def test_a_process_that_dies_is_an_error_and_leaves_none_behind(tmp_path: Path) -> None:
+    kept: list[TurnRecord] = []
+
+    async def go(url: str) -> None:
+        enough = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(troupe.play(part(url, 10_000), 2, after(1, kept, enough), print))
+            await enough.wait()
+            os.kill(children()[0], signal.SIGKILL)
+
+    with truth(tmp_path / "log", 0.05) as url, pytest.raises(ExceptionGroup) as caught:
+        connection.run(go(url))
+    assert caught.group_contains(BenchError, match="client process ended with exit code -9")
+    assert not children()
+    assert measured(kept), "what had ended stays"
+
+
+def test_interrupted_requests_are_on_file_as_cut(tmp_path: Path) -> None:
+    kept: list[TurnRecord] = []
+
+    async def go(url: str) -> None:
+        enough = asyncio.Event()
+        playing = asyncio.create_task(troupe.play(part(url, 10_000), 2, after(20, kept, enough), print))
+        await enough.wait()
+        playing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await playing
+
+    with truth(tmp_path / "log", 0.5) as url:
+        connection.run(go(url))
+    assert 1 <= Counter(record.status for record in kept)["cut"] <= 20
+    assert not children()
+
+
+def after(turns: int, kept: list[TurnRecord], enough: asyncio.Event) -> Callable[[TurnRecord], None]:
+    def keep(record: TurnRecord) -> None:
+        kept.append(record)
+        if len(measured(kept)) >= turns:
+            enough.set()
+
+    return keep
+
+
+def children() -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            text = status.read_text()
+            command = (status.parent / "cmdline").read_text()
+            if f"PPid:\t{os.getpid()}\n" in text and "spawn_main" in command and "State:\tZ" not in text:
+                found.append(int(status.parent.name))
+    return found
+
+
+def test_a_record_is_held_back_until_no_earlier_one_can_come() -> None:
+    kept: list[float] = []
+    order = Order(2, lambda record: kept.append(record.end_s))
+    order.add(0, 5.0, [replace(ONE, end_s=4.0), replace(ONE, end_s=2.0)])
+    assert kept == []
+    order.add(1, 3.0, [replace(ONE, end_s=1.0)])
+    assert kept == [1.0, 2.0]
+    order.flush()
+    assert kept == [1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(("sessions", "processes"), [(1, 1), (512, 1), (513, 2), (100_000, os.cpu_count())])
+def test_one_process_until_it_takes_more(sessions: int, processes: int) -> None:
+    assert troupe.needed(sessions) == min(processes, os.cpu_count() or 1)
