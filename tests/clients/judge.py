@@ -7,10 +7,8 @@ from tests.clients import turns
 from tests.clients.contestants import Report
 from tests.clients.processes import Watch
 from tests.clients.table import Row
-from tests.clients.truth import Answered, Pace
+from tests.clients.truth import Answered, pace
 from tests.clients.turns import p99
-
-PACE = Pace()
 
 
 def judge(
@@ -39,7 +37,7 @@ def judge(
         due_bias_ms=_bias(report.due_ttfts_s, true) if report else None,
         matched_ms=_ms_p99(_one_by_one(report, answered)) if report else None,
         gap_ms=_ms_p99(gaps),
-        load=_load([start - starts[0] for start in starts[:concurrency]] + gaps),
+        load=_load(concurrency, [start - starts[0] for start in starts[:concurrency]] + gaps),
         lag_ms=_ms_p99([one.first - one.due for one in answered]),
         problem=problem,
     )
@@ -53,9 +51,9 @@ def _ms_p99(values: Sequence[float]) -> float | None:
     return 1e3 * p99(values) if values else None
 
 
-def _load(empty: Sequence[float]) -> float:
+def _load(concurrency: int, empty: Sequence[float]) -> float:
     """`empty`: for how long a place had been so when a request took it."""
-    planned = PACE.first + (turns.OUTPUT_TOKENS - 1) * PACE.gap
+    planned = pace(concurrency).first + (turns.OUTPUT_TOKENS - 1) * pace(concurrency).gap
     return planned / (planned + statistics.fmean(empty))
 
 
@@ -69,5 +67,8 @@ def _bias(reported_s: Sequence[float], true_s: Sequence[float]) -> float | None:
 
 
 def _one_by_one(report: Report, answered: Sequence[Answered]) -> list[float]:
+    """But for the first turns: all at once, they wait for the server to read them."""
+    start = min((turn.due for turn in report.turns), default=0.0)
     known = {one.mark: one.first - one.arrived for one in answered}
-    return [turn.first - turn.sent - known[turn.mark] for turn in report.turns if turn.mark in known]
+    later = (turn for turn in report.turns if turn.due > start and turn.mark in known)
+    return [turn.first - turn.sent - known[turn.mark] for turn in later]

@@ -2,14 +2,16 @@
 
     python -m tests.clients.measure [CLIENT ...] --levels 1 48 128 512 --repeats 3 --out results.md
 
-Server and client have a core each. Clients take turns within every level and pass, so that what the machine does to one
-it does to all. What is measured, by what the server wrote down unless it says otherwise:
+Server and client have a core each; a thousand sessions and more are answered more slowly, and a client may then use all
+cores. Clients take turns within every level and pass, so that what the machine does to one it does to all. What is
+measured, by what the server wrote down unless it says otherwise:
 
 CPU            of the client and all its children, user and system, from the arrival of the first measured request to
                the end of the last: what a client prepares before, or computes after, is not counted. Read from the
                kernel's clock of each process when the server says that it became busy or idle, some milliseconds late.
 TTFT p99       of all TTFTs in the client's report, minus the same percentile of first event sent - request whole.
-  one by one   p99 of that difference for each request, where a client tells which request was which.
+  one by one   p99 of that difference for each request, where a client tells which request was which; first turns, all
+               of which begin at once, are left out.
 idle gap p99   from the end of an answer to the arrival of the request that takes its place: the n-th end and the
                (n + C)-th arrival, whatever connections they came on.
 load carried   mean time of an answer as it was planned, over mean time from one start to the next in one place.
@@ -42,7 +44,8 @@ from tests.clients.table import Row, markdown
 CONTESTANTS = {contestant.name: contestant for contestant in (*OWN, *PEERS)}
 LEVELS = (1, 48, 128, 512)
 ROUNDS = {1: 10, 512: 4}  # of a level: requests of each of its places
-SERVER_CORE, CLIENT_CORE = 0, 1
+SERVER_CORE, CLIENT_CORE = "0", "1"
+EVERYWHERE = f"0-{(os.cpu_count() or 2) - 1}"
 LIMIT_S = 300.0
 GUESS_S = 20.0  # of a cell never seen
 
@@ -57,7 +60,9 @@ def play(contestant: Contestant, concurrency: int, requests: int) -> tuple[Row, 
 def measure(contestant: Contestant, concurrency: int, requests: int) -> tuple[Row, dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="bench-client-") as name:
         folder = Path(name)
-        served = [sys.executable, "-m", "tests.clients.truth", "--log", str(folder / "truth.jsonl")]
+        pace = truth.pace(concurrency)
+        paced = [f"--{name}={getattr(pace, name)}" for name in ("first", "spread", "gap")]
+        served = [sys.executable, "-m", "tests.clients.truth", "--log", str(folder / "truth.jsonl"), *paced]
         with running(served, SERVER_CORE, stdout=subprocess.PIPE, cwd=ROOT) as server:
             assert server.stdout is not None
             cell = Cell(int(server.stdout.readline()), concurrency, requests, folder)
@@ -75,7 +80,8 @@ def measure(contestant: Contestant, concurrency: int, requests: int) -> tuple[Ro
 def _play(contestant: Contestant, cell: Cell, server: subprocess.Popen[str]) -> tuple[str | None, Watch]:
     with (cell.folder / "client.log").open("w") as log:
         options = {"stdout": log, "stderr": log, "cwd": cell.folder, "env": contestant.environment(cell)}
-        with running(contestant.call(cell), CLIENT_CORE, **options) as client:
+        cores = CLIENT_CORE if cell.concurrency < truth.CROWDED else EVERYWHERE
+        with running(contestant.call(cell), cores, **options) as client:
             watch = Watch(client.pid)
             threading.Thread(target=_watch, args=(server, watch), daemon=True).start()
             try:
@@ -166,7 +172,7 @@ def main() -> None:
     rows: list[Row] = []
     raw: list[dict[str, Any]] = []
     facts = about(asked.clients)
-    os.sched_setaffinity(0, {SERVER_CORE})  # this process has little to do, and that not on the client's core
+    os.sched_setaffinity(0, {int(SERVER_CORE)})  # this process has little to do, and that not on the client's core
 
     def keep(row: Row, figures: dict[str, Any]) -> None:
         rows.append(row)

@@ -3,60 +3,66 @@
 import dataclasses
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
-from bench import client, connection, load, pulse
-from bench.client import Client, Target
+from bench import connection, load, troupe
+from bench.client import Target
 from bench.dialect import Dialect
+from bench.load import Script
+from bench.pulse import Pulse
 from bench.records import Folder, TurnRecord
-from bench.workload import Content, SessionShape, Turn, Workload, WorkloadFile
+from bench.troupe import Part
+from bench.workload import Content, SessionShape, Workload, WorkloadFile
 from tests.clients import turns
-from tests.clients.turns import GROWTH_TOKENS, MARK, OUTPUT_TOKENS, PROMPT_TOKENS, Asked, Told
+from tests.clients.turns import GROWTH_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS, Asked, Told
 
 IDS = tuple(str(token).encode() for token in range(10_000))
 DIALECT = Dialect("token ids", "/v1/completions", b'"prompt":[', b"]", IDS, b",", "word", True)
 
 
-def workload(turns: int) -> Workload:
-    shape = SessionShape(turns, GROWTH_TOKENS, OUTPUT_TOKENS)
-    return Workload("known", WorkloadFile("one long session a place", PROMPT_TOKENS - GROWTH_TOKENS, shape), "")
-
-
-async def play(asked: Asked, folder: Folder) -> list[tuple[TurnRecord, bytes]]:
-    """Each record with the end of the prompt it answers."""
-    epoch = time.perf_counter()
-    http = Client(Target(asked.url, "truth", DIALECT, epoch))
-    kept = client.keeping(http, folder.keep)
-    told: list[tuple[TurnRecord, bytes]] = []
-
-    async def send(turn: Turn) -> TurnRecord:
-        record = await kept(turn)
-        told.append((record, b"".join(turn.prompt[-3:])[-MARK:]))
-        return record
-
+def part(asked: Asked) -> Part:
+    shape = SessionShape(3 * asked.requests // asked.concurrency, GROWTH_TOKENS, OUTPUT_TOKENS)
+    work = Workload("known", WorkloadFile("one long session a place", PROMPT_TOKENS - GROWTH_TOKENS, shape), "")
     level = load.Level("truth", "realistic", asked.concurrency, 0, asked.requests)
-    stage = load.Stage(Content(IDS, b",", 0, 0), 16, send, load.WallClock(epoch))
-    performance = load.Performance(level, workload(3 * asked.requests // asked.concurrency), stage, seed=0)
-    await performance.warm_up()
-    await http.open(asked.concurrency)
-    async with pulse.felt(lambda felt: folder.append("client.jsonl", dataclasses.asdict(felt))):
-        await performance.run(stage.clock.now())
-    http.close()
-    return told
+    return Part(level, work, Content(IDS, b",", 0, 0), 16, Target(asked.url, "truth", DIALECT, time.perf_counter()), 0)
 
 
-def tell(record: TurnRecord, prompt: bytes) -> Told:
-    assert record.status == "ok", record.error
-    assert record.first_s is not None
-    mark = turns.mark_of(prompt, DIALECT.tail(record.planned_output_tokens))
-    return Told(record.intended_s, record.sent_s, record.first_s, record.end_s, mark)
+def play(played: Part, folder: Folder) -> list[TurnRecord]:
+    def felt(pulse: Pulse) -> None:
+        folder.append("client.jsonl", dataclasses.asdict(pulse))
+
+    return connection.run(troupe.play(played, troupe.needed(played.level.concurrency), folder.keep, felt))
+
+
+def told(played: Part, records: list[TurnRecord]) -> Iterator[Told]:
+    """Each turn with the mark of its body, made once more: what was sent is not kept."""
+    epoch = played.target.epoch
+    by_session = defaultdict(list)
+    for record in sorted(records, key=lambda record: record.turn):
+        assert record.status == "ok", record.error
+        by_session[record.session].append(record)
+    for number, session in enumerate(load.sessions(played.workload, played.level, played.seed)):
+        if number not in by_session:
+            return
+        script, content, answered = Script(played.content, played.level, session, {}), played.content, 0
+        prompt = script.opening
+        for record in by_session[number]:
+            prompt = content.extend(prompt, script.own(GROWTH_TOKENS, answered))
+            mark = turns.mark_of(*prompt, DIALECT.tail(record.planned_output_tokens))
+            assert record.first_s is not None
+            times = (record.intended_s, record.sent_s, record.first_s, record.end_s)
+            yield Told(*(epoch + seconds for seconds in times), mark)
+            prompt, answered = content.extend(prompt, memoryview(b"," + record.answer)), OUTPUT_TOKENS
 
 
 def main() -> None:
     asked = turns.asked()
+    played = part(asked)
     with tempfile.TemporaryDirectory() as place:
-        told = connection.run(play(asked, Folder(Path(place))))
-        turns.tell(asked.out, (tell(record, prompt) for record, prompt in told if record.turn))
+        records = play(played, Folder(Path(place)))
+    turns.tell(asked.out, told(played, [record for record in records if record.turn]))
 
 
 if __name__ == "__main__":

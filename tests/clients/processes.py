@@ -56,9 +56,9 @@ def _cpu_s(process: int) -> float:
 
 
 @contextmanager
-def running(command: Sequence[str], core: int, **options: Any) -> Iterator[subprocess.Popen[str]]:
+def running(command: Sequence[str], cores: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """In a session of its own, pinned."""
-    pinned = ["taskset", "-c", str(core), *command]
+    pinned = ["taskset", "-c", cores, *command]
     process = subprocess.Popen(pinned, text=True, start_new_session=True, stdin=subprocess.DEVNULL, **options)
     try:
         yield process

@@ -101,6 +101,14 @@ class Pace:
     prompt_tokens: int = 22_800
 
 
+CROWD = Pace(first=3.0, spread=2.0, gap=0.1)  # of thousands, for one core could not send so many in time
+CROWDED = 1000  # sessions
+
+
+def pace(sessions: int) -> Pace:
+    return Pace() if sessions < CROWDED else CROWD
+
+
 class Truth:
     def __init__(self, pace: Pace, port: int = 0) -> None:
         self.pace = pace

@@ -64,7 +64,7 @@ def _text(tokens: int, *identity: int) -> str:
     return " ".join(random.Random(repr(identity)).choices(WORDS, k=tokens))
 
 
-def mark_of(*pieces: bytes) -> int:
+def mark_of(*pieces: bytes | memoryview) -> int:
     """Of a body that ends with these pieces."""
     return mark(b"".join(pieces)[-MARK:])
 
