@@ -123,6 +123,6 @@ def level_duration_s(
     """Prefill is serial, decode is shared by all who are decoding; past the knee half the history is paid again."""
     typical, bounds = workload.typical(), workload.file.bounds
     new = {"best": float(bounds.fresh_tokens), "worst": typical.own_tokens}.get(case, typical.turn_tokens)
-    if case == "realistic" and sessions_fit is not None and concurrency > sessions_fit:
+    if case in ("realistic", "openai") and sessions_fit is not None and concurrency > sessions_fit:
         new += typical.own_tokens / 4
     return requests * (new / pace.prefill_tokens_s + typical.output_tokens * pace.decode_s / concurrency)

@@ -156,6 +156,12 @@ def cli() -> None:
     help="Seconds after which a request is given up.",
 )
 @click.option(
+    "--client",
+    type=click.Choice(["bench", "openai"]),
+    default="bench",
+    help="openai: play every level a second time through the official SDK, to see what its users see.",
+)
+@click.option(
     "--processes",
     type=click.IntRange(1),
     help="Processes of the client that the sessions are spread over.  [default: one for each 512 sessions]",
@@ -378,18 +384,21 @@ OF_A_PLAN = ("max_c", "bounds", "miss_rates", "requests", "repeats", "seed", "ti
 
 
 def _plan(given: dict[str, Any], launches: Launches, endpoint: "Endpoint | None") -> "Plan":
-    from bench import capacity, workload
+    from bench import capacity, official, workload
     from bench import sweep as job
 
     work = workload.load(given["workload_name"])
     for launch in launches.values():
         workload.fits(work, launch.context)
     tokens = [capacity.expected(launch).tokens for launch in launches.values()]
+    if sdk := given["client"] == "openai":
+        official.check()
     return job.plan(
         work,
         [endpoint.cache.tokens] if endpoint else tokens,
         _levels(given["levels"], given["max_c"]),
         *(given[name] for name in OF_A_PLAN),
+        sdk=sdk,
     )
 
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import httpx
@@ -46,7 +47,7 @@ class Client:
     """`send` over HTTP."""
 
     def __init__(self, target: Target) -> None:
-        self.dialect, self.epoch, self.timeout_s = target.dialect, target.epoch, target.timeout_s
+        self.target, self.dialect, self.timeout_s = target, target.dialect, target.timeout_s
         url = urlsplit(target.base_url)
         tls = url.scheme == "https"
         self._dialer = Dialer(url.hostname or "127.0.0.1", url.port or (443 if tls else 80), tls)
@@ -83,12 +84,8 @@ class Client:
         except (OSError, ValueError) as problem:
             error = str(problem) or type(problem).__name__
         ended_at = time.perf_counter() if response.last is None else response.last.arrived
-        return self._record(turn, answer, status, error, sent_at, ended_at, response)
-
-    def cut(self, turn: Turn) -> TurnRecord:
-        """A turn that we ourselves gave up."""
-        now = time.perf_counter()
-        return self._record(turn, Answer(), "cut", "interrupted", now, now, Response())
+        said = self.dialect.answer(response.body) if status == "ok" else b""
+        return record(turn, self.target, answer, status, error, sent_at, ended_at, said)
 
     def _request(self, turn: Turn) -> Pieces:
         """In pieces: what a session has said before is neither copied nor made again."""
@@ -125,63 +122,71 @@ class Client:
             connection.close()
         return response
 
-    def _record(
-        self,
-        turn: Turn,
-        answer: Answer,
-        status: Status,
-        error: str | None,
-        sent_at: float,
-        ended_at: float,
-        response: Response,
-    ) -> TurnRecord:
-        details = answer.usage.get("prompt_tokens_details") or {}
-        absent = 0 if self.dialect.reports_cached and answer.usage else None
-        first, last = answer.first, answer.last
-        return TurnRecord(
-            variant=turn.variant,
-            case=turn.case,
-            concurrency=turn.concurrency,
-            repeat=turn.repeat,
-            session=turn.session,
-            turn=turn.number,
-            status=status,
-            intended_s=turn.intended_s,
-            sent_s=sent_at - self.epoch,
-            first_s=None if first is None else first.arrived - self.epoch,
-            last_s=None if last is None else last.arrived - self.epoch,
-            end_s=ended_at - self.epoch,
-            planned_prompt_tokens=turn.prompt_tokens,
-            planned_output_tokens=turn.output_tokens,
-            prompt_tokens=answer.usage.get("prompt_tokens"),
-            output_tokens=answer.usage.get("completion_tokens"),
-            cached_tokens=details.get("cached_tokens", absent),
-            eligible_tokens=turn.eligible_tokens,
-            finish_reason=answer.finish_reason,
-            error=error,
-            queue_s=_seconds(answer.timing.get("queue_time_ms")),
-            prefill_s=_seconds(answer.timing.get("time_to_first_token_ms")),
-            read_late_s=None if first is None else first.read - first.arrived,
-            answer=self.dialect.answer(response.body) if status == "ok" else b"",
-        )
-
     def close(self) -> None:
         for connection in self._idle:
             connection.close()
         self._idle.clear()
 
 
-def keeping(client: Client, keep: Callable[[TurnRecord], None]) -> Callable[[Turn], Awaitable[TurnRecord]]:
-    """`send` that hands over every record, those of turns that were given up with it; after the next turn is sent."""
+def record(
+    turn: Turn,
+    target: Target,
+    answer: Answer,
+    status: Status,
+    error: str | None,
+    sent_at: float,
+    ended_at: float,
+    said: bytes = b"",
+) -> TurnRecord:
+    details = answer.usage.get("prompt_tokens_details") or {}
+    absent = 0 if target.dialect.reports_cached and answer.usage else None
+    first, last, epoch = answer.first, answer.last, target.epoch
+    return TurnRecord(
+        variant=turn.variant,
+        case=turn.case,
+        concurrency=turn.concurrency,
+        repeat=turn.repeat,
+        session=turn.session,
+        turn=turn.number,
+        status=status,
+        intended_s=turn.intended_s,
+        sent_s=sent_at - epoch,
+        first_s=None if first is None else first.arrived - epoch,
+        last_s=None if last is None else last.arrived - epoch,
+        end_s=ended_at - epoch,
+        planned_prompt_tokens=turn.prompt_tokens,
+        planned_output_tokens=turn.output_tokens,
+        prompt_tokens=answer.usage.get("prompt_tokens"),
+        output_tokens=answer.usage.get("completion_tokens"),
+        cached_tokens=details.get("cached_tokens", absent),
+        eligible_tokens=turn.eligible_tokens,
+        finish_reason=answer.finish_reason,
+        error=error,
+        queue_s=_seconds(answer.timing.get("queue_time_ms")),
+        prefill_s=_seconds(answer.timing.get("time_to_first_token_ms")),
+        read_late_s=None if first is None else first.read - first.arrived,
+        answer=said,
+    )
+
+
+class Sender(Protocol):
+    target: Target
+
+    async def send(self, turn: Turn) -> TurnRecord: ...
+
+
+def keeping(sender: Sender, keep: Callable[[TurnRecord], None]) -> Callable[[Turn], Awaitable[TurnRecord]]:
+    """`send` that hands over every record, after the next turn is sent; that of a turn we gave up, too."""
 
     async def send(turn: Turn) -> TurnRecord:
         try:
-            record = await client.send(turn)
+            told = await sender.send(turn)
         except asyncio.CancelledError:
-            keep(client.cut(turn))
+            now = time.perf_counter()
+            keep(record(turn, sender.target, Answer(), "cut", "interrupted", now, now))
             raise
-        asyncio.get_running_loop().call_soon(keep, record)
-        return record
+        asyncio.get_running_loop().call_soon(keep, told)
+        return told
 
     return send
 

@@ -162,7 +162,20 @@ def _verdict(rows: Sequence[LevelRow], records: Sequence[TurnRecord], slo: Slo, 
         "prediction": cause.prediction(realistic, (found.lo, found.hi) if found else None, server),
         "luck": _luck(realistic, found),
         "cache_worth": _cache_worth(rows),
+        "sdk": _sdk(realistic, _case(rows, "openai")),
     }
+
+
+def _sdk(ours: Sequence[LevelRow], theirs: Sequence[LevelRow]) -> list[dict[str, Any]]:
+    """Level by level, what users of the official SDK saw, and what there was to be seen."""
+    seen = {row.concurrency: row for row in ours}
+    pairs = [(seen[row.concurrency], row) for row in theirs if row.concurrency in seen]
+    return [{"level": row.concurrency, **_saw("bench", own), **_saw("sdk", row)} for own, row in pairs]
+
+
+def _saw(who: str, row: LevelRow) -> dict[str, float | None]:
+    told = ("ttft_p50_s", "ttft_p99_s", "req_per_s", "client_cpu")
+    return {f"{who}_{name}": _number(getattr(row, name)) for name in told}
 
 
 def _case(rows: Sequence[LevelRow], case: str) -> list[LevelRow]:

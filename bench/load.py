@@ -15,7 +15,8 @@ from bench.workload import Content, Part, Prompt, Session, Turn, Workload
 
 Send = Callable[[Turn], Awaitable[TurnRecord]]
 
-CASES = {"realistic": 0, "best": 1, "worst": 2}
+CASES = {"realistic": 0, "best": 1, "worst": 2, "openai": 4_000_000}  # beyond those of any miss rate
+OF_SESSIONS = ("realistic", "openai")  # the same ones, through the official SDK
 
 
 class Clock(Protocol):
@@ -120,7 +121,7 @@ ALL = Share()
 
 
 def sessions(workload: Workload, level: Level, seed: int) -> Iterator[Session]:
-    if level.case == "realistic":
+    if level.case in OF_SESSIONS:
         return workload.sessions(seed, level.concurrency)
     return workload.single_shots(seed, miss_rate(level.case))
 
@@ -138,7 +139,7 @@ class Performance:
 
     def __init__(self, level: Level, workload: Workload, stage: Stage, seed: int, share: Share = ALL) -> None:
         self.level, self.stage, self.seed, self.share = level, stage, seed, share
-        self.rate = workload.file.arrivals.sessions_per_s if level.case == "realistic" else None
+        self.rate = workload.file.arrivals.sessions_per_s if level.case in OF_SESSIONS else None
         self.records: list[TurnRecord] = []
         self._slots = share.size(level.concurrency)
         self._left = share.size(level.requests)

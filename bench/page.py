@@ -12,7 +12,7 @@ from bench.svg import clean, tag
 
 # What a verdict of an older version did not say.
 UNSAID = ("knee", "knee_confidence", "ceiling", "ceiling_confidence", "highest", "cause", "binding", "shares",
-          "compared", "worst_case", "prediction", "luck", "cache_worth")  # fmt: skip
+          "compared", "worst_case", "prediction", "luck", "cache_worth", "sdk")  # fmt: skip
 LEVEL = Column("C", "sessions at once", "")
 OUTCOMES = {"ok": "answered", "failed": "failed", "truncated": "truncated", "timeout": "given up", "cut": "cut by us",
             "never_sent": "never sent"}  # fmt: skip
@@ -100,7 +100,7 @@ def _list(said: Sequence[str]) -> str:
 
 def _sentence(text: str) -> str:
     """What it is about stands out."""
-    match = re.match(r"(?:Knee|Cause|Unlucky|Predicted|Ceiling|The cache|Worst case):", text)
+    match = re.match(r"(?:Knee|Cause|Unlucky|Predicted|Ceiling|The cache|Official SDK|Worst case):", text)
     about = match[0] if match else ""
     return tag("li", tag("strong", about), clean(text.removeprefix(about)))
 

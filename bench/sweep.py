@@ -64,10 +64,13 @@ class Plan:
     seed: int
     timeout_s: float
     processes: int | None = None  # of the client; None: as many as it needs
+    sdk: bool = False  # every level through the official SDK, too
 
     def levels(self, variant: str) -> list[Level]:
         """Bounds last: the curve is what a user waits for."""
         made = [self._level(variant, "realistic", concurrency) for concurrency in self.concurrencies]
+        if self.sdk:
+            made += [self._level(variant, "openai", concurrency) for concurrency in self.concurrencies]
         cases = [*(f"miss={rate:g}" for rate in self.miss_rates)]
         if self.bounds:
             cases = ["best", *cases, "worst"]
@@ -79,7 +82,7 @@ class Plan:
 
     def _level(self, variant: str, case: str, concurrency: int) -> Level:
         requests = self.requests or STUDY_REQUESTS
-        if case != "realistic":
+        if case not in load.OF_SESSIONS:
             requests = min(requests, max(BOUND_REQUESTS, 4 * concurrency))
         elif self.requests is None and self.whole_sessions:
             requests = max(requests, round(concurrency * self.workload.typical(self.seed).turns))
@@ -113,6 +116,7 @@ def plan(
     seed: int,
     timeout_s: float,
     processes: int | None = None,
+    sdk: bool = False,
 ) -> Plan:
     """`tokens`: the cache of each variant, as far as it is known. Whatever the user left open follows from it."""
     fits = [capacity.sessions_that_fit(size, work, seed) for size in tokens if size is not None]
@@ -122,9 +126,8 @@ def plan(
     # 200 requests tell nothing of a cache that they cannot fill: there each session has to grow to its end.
     filled = largest is not None and largest * work.typical(seed).turns < STUDY_REQUESTS
     ends = tuple(sorted({levels[0], fitting[-1]})) if bounds else ()
-    return Plan(
-        work, levels, ends, tuple(dict.fromkeys(miss_rates)), requests, not filled, repeats, seed, timeout_s, processes
-    )
+    rates = tuple(dict.fromkeys(miss_rates))
+    return Plan(work, levels, ends, rates, requests, not filled, repeats, seed, timeout_s, processes, sdk)
 
 
 class Show(Protocol):

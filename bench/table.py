@@ -27,6 +27,7 @@ ALL_COLUMNS = (*COLUMNS, "requests", "preemptions", "kv_usage_max", "prefix_hit_
 
 CASE_TEXT = {
     "realistic": "sessions, each turn extending the one before",
+    "openai": "the same sessions through the official SDK, whose own time is in every number",
     "best": "single requests at full depth, all but the newest tokens cached",
     "worst": "single requests at full depth, only the shared prompt cached",
     "miss": "single requests at full depth, that share of them with only the shared prompt cached",

@@ -18,6 +18,7 @@ from bench import client, connection, pulse
 from bench.client import Client, Target
 from bench.errors import BenchError
 from bench.load import ALL, Level, Performance, Send, Share, Stage, WallClock
+from bench.official import Sdk
 from bench.pulse import Pulse
 from bench.records import TurnRecord
 from bench.workload import Content, Workload
@@ -47,6 +48,9 @@ class Part:
     target: Target
     seed: int
     share: Share = ALL
+
+    def sender(self) -> Client | Sdk:
+        return Sdk(self.target) if self.level.case == "openai" else Client(self.target)
 
     def performance(self, send: Send) -> Performance:
         stage = Stage(self.content, self.block_size, send, WallClock(self.target.epoch))
@@ -78,10 +82,10 @@ async def play(part: Part, processes: int, keep: Keep, felt: Callable[[Pulse], N
 
 
 async def _alone(part: Part, keep: Keep, felt: Callable[[Pulse], None]) -> list[TurnRecord]:
-    with contextlib.closing(Client(part.target)) as http:
-        performance = part.performance(client.keeping(http, keep))
+    with contextlib.closing(part.sender()) as sender:
+        performance = part.performance(client.keeping(sender, keep))
         await performance.warm_up()
-        await http.open(part.level.concurrency)
+        await sender.open(part.level.concurrency)
         async with pulse.felt(felt):
             await performance.run(performance.stage.clock.now())
     return performance.records
@@ -188,13 +192,13 @@ async def _perform(pipe: Connection, part: Part) -> None:
             await asyncio.sleep(SHIP_S)
             ship()
 
-    with contextlib.closing(Client(part.target)) as http:
-        performance = part.performance(client.keeping(http, ended.append))
+    with contextlib.closing(part.sender()) as sender:
+        performance = part.performance(client.keeping(sender, ended.append))
         await cues.get()
         shipping = asyncio.create_task(keep_shipping())
         with contextlib.suppress(asyncio.CancelledError):
             await performance.warm_up()
-            await http.open(part.share.size(part.level.concurrency))
+            await sender.open(part.share.size(part.level.concurrency))
             async with pulse.felt(pipe.send):
                 pipe.send("warm")
                 await performance.run(await cues.get())

@@ -61,8 +61,22 @@ def _sentences(verdict: dict[str, Any]) -> Iterator[str]:
             f"The cache: at {worth['level']} sessions {rate(worth['best'])} requests a second with everything cached, "
             f"{rate(worth['realistic'])} as played, {rate(worth['worst'])} at full depth with only the shared prompt."
         )
+    if sdk := verdict.get("sdk"):
+        yield _sdk(sdk)
     if (worst := verdict["worst_case"]) and worst["binding"]:
         yield f"Worst case: {worst['sentence']}."
+
+
+def _sdk(levels: list[dict[str, Any]]) -> str:
+    """Where it takes most."""
+    told = [one for one in levels if one["bench_ttft_p50_s"] is not None and one["sdk_ttft_p50_s"] is not None]
+    if not told:
+        return "Official SDK: no level was answered through both clients."
+    worst = max(told, key=lambda one: float(one["sdk_ttft_p50_s"] - one["bench_ttft_p50_s"]))
+    level, ours, theirs = worst["level"], worst["bench_ttft_p50_s"], worst["sdk_ttft_p50_s"]
+    differ = f"{seconds(theirs)} at p50 where there were {seconds(ours)} to be seen"
+    cpu = "" if worst["sdk_client_cpu"] is None else f", on {worst['sdk_client_cpu']:.0%} of a core"
+    return f"Official SDK: at {level} sessions its users saw a TTFT of {differ}{cpu}."
 
 
 def _luck(said: Mapping[str, Any]) -> str:

@@ -1,0 +1,108 @@
+"""The same turns through the official SDK: what its users see, with all that it takes to hand over each token.
+
+A finding in itself, and no way to measure a server: its own milliseconds are in every number.
+"""
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bench.client import Target, judge, record
+from bench.dialect import WORD, Answer, heard
+from bench.errors import BenchError
+from bench.records import Status, TurnRecord
+from bench.wire import Stamp
+from bench.workload import Turn
+
+OF_THE_SDK = ("model", "prompt", "messages", "max_tokens", "temperature", "stream", "stream_options")
+TEXTS = ("text", "content", "reasoning", "reasoning_content")
+
+
+def check() -> None:
+    try:
+        import openai  # noqa: F401
+    except ImportError:
+        hint = "pip install openai, or leave --client out"
+        raise BenchError("--client openai needs the openai package, which is not installed here", hint) from None
+
+
+@dataclass(slots=True)
+class Said:
+    """What the SDK handed over. It does not tell whether [DONE] came."""
+
+    answer: Answer = field(default_factory=lambda: Answer(done=True))
+    text: list[str] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+
+    def add(self, event: dict[str, Any]) -> None:
+        now = time.perf_counter()
+        heard(self.answer, event, Stamp(now, now))
+        for choice in event.get("choices") or ():
+            delta = choice.get("delta") or choice
+            self.text += [
+                delta[name] for name in ("text", "content", "reasoning", "reasoning_content") if delta.get(name)
+            ]
+            self.ids += choice.get("token_ids") or ()
+
+    def notation(self, kind: str) -> bytes:
+        """As the next prompt has to repeat it."""
+        text = "".join(self.text).strip()
+        if kind == "id":
+            return b",".join(b"%d" % number for number in self.ids)
+        return b",".join(WORD.findall(text.encode())) if kind == "word" else json.dumps(text)[1:-1].encode()
+
+
+class Sdk:
+    """`send` as a program has it that uses the SDK."""
+
+    def __init__(self, target: Target) -> None:
+        from openai import AsyncOpenAI  # takes half a second
+
+        self.target = target
+        self._sdk = AsyncOpenAI(
+            base_url=f"{target.base_url.rstrip('/')}/v1",
+            api_key=target.key or "none",
+            max_retries=0,  # a second try would hide the first
+            timeout=target.timeout_s,
+        )
+
+    async def send(self, turn: Turn) -> TurnRecord:
+        began = time.perf_counter()
+        asked = self._asked(turn)
+        sent_at = time.perf_counter()
+        # A program has its prompt at hand: to make ours into it is not the SDK's time.
+        turn = replace(turn, intended_s=turn.intended_s + sent_at - began)
+        said = Said()
+        status: Status = "failed"
+        try:
+            async with asyncio.timeout(self.target.timeout_s):
+                await self._listen(asked, said)
+            status, error = judge(said.answer)
+        except TimeoutError:
+            status, error = "timeout", f"no whole answer within {self.target.timeout_s:g} s"
+        except Exception as problem:
+            if type(problem).__module__.partition(".")[0] not in ("openai", "httpx", "httpcore"):
+                raise
+            error = f"{type(problem).__name__}: {problem}"[:500]
+        answer = said.notation(self.target.dialect.answers)
+        told = record(turn, self.target, said.answer, status, error, sent_at, time.perf_counter(), answer)
+        return replace(told, read_late_s=None)  # when the kernel had it, the SDK does not tell
+
+    def _asked(self, turn: Turn) -> dict[str, Any]:
+        dialect = self.target.dialect
+        prompt = b"".join(turn.prompt)
+        body = json.loads(dialect.head(self.target.model) + prompt + dialect.tail(turn.output_tokens))
+        return {name: body.pop(name) for name in OF_THE_SDK if name in body} | {"extra_body": body}
+
+    async def _listen(self, asked: dict[str, Any], said: Said) -> None:
+        create: Any = (self._sdk.chat if "messages" in asked else self._sdk).completions.create
+        async for event in await create(**asked):
+            said.add(event.model_dump())
+
+    async def open(self, connections: int) -> None:
+        """It opens its own."""
+
+    def close(self) -> None:
+        """They end with the event loop."""
