@@ -397,7 +397,7 @@ def _plan(given: dict[str, Any], launches: Launches, endpoint: "Endpoint | None"
         work,
         [endpoint.cache.tokens] if endpoint else tokens,
         _levels(given["levels"], given["max_c"]),
-        *(given[name] for name in OF_A_PLAN),
+        **{name: given[name] for name in OF_A_PLAN},
         sdk=sdk,
     )
 

@@ -122,7 +122,7 @@ class Client:
             connection.close()
         return response
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         for connection in self._idle:
             connection.close()
         self._idle.clear()

@@ -87,20 +87,18 @@ def understand(body: bytes, when: Callable[[int], Stamp]) -> Answer:
 
 
 def _take_in(answer: Answer, data: bytes | None, end: int, when: Callable[[int], Stamp]) -> None:
-    if data is not None and data != b"[DONE]":
-        heard(answer, json.loads(data), when(end))
-
-
-def heard(answer: Answer, event: dict[str, Any], at: Stamp) -> None:
+    if data is None or data == b"[DONE]":
+        return
+    event = json.loads(data)
     if event.get("error"):
         answer.error = error_text(event)
     answer.usage = event.get("usage") or answer.usage
     answer.timing = event.get("metrics") or answer.timing
     for choice in event.get("choices") or ():
         if answer.first is None and _is_token(choice):
-            answer.first = at
+            answer.first = when(end)
         if choice.get("finish_reason"):
-            answer.finish_reason, answer.last = choice["finish_reason"], at
+            answer.finish_reason, answer.last = choice["finish_reason"], when(end)
 
 
 def _is_token(choice: dict[str, Any]) -> bool:

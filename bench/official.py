@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.client import Target, judge, record
-from bench.dialect import WORD, Answer, heard
+from bench.dialect import WORD, Answer
 from bench.errors import BenchError
 from bench.records import Status, TurnRecord
 from bench.wire import Stamp
@@ -36,15 +36,22 @@ class Said:
     text: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
 
-    def add(self, event: dict[str, Any]) -> None:
+    def add(self, event: Any) -> None:
+        """As little as a program would look at: what bench does besides must not be laid at the SDK's door."""
         now = time.perf_counter()
-        heard(self.answer, event, Stamp(now, now))
-        for choice in event.get("choices") or ():
-            delta = choice.get("delta") or choice
-            self.text += [
-                delta[name] for name in ("text", "content", "reasoning", "reasoning_content") if delta.get(name)
-            ]
-            self.ids += choice.get("token_ids") or ()
+        for choice in event.choices:
+            text = _text(choice)
+            if text:
+                self.text.append(text)
+            if self.answer.first is None and (text or hasattr(choice, "text")):
+                self.answer.first = Stamp(now, now)
+            if ids := (choice.model_extra or {}).get("token_ids"):
+                self.ids += ids
+            if choice.finish_reason:
+                self.answer.finish_reason, self.answer.last = choice.finish_reason, Stamp(now, now)
+        if event.usage:
+            self.answer.usage = event.usage.model_dump()
+            self.answer.timing = (event.model_extra or {}).get("metrics") or {}
 
     def notation(self, kind: str) -> bytes:
         """As the next prompt has to repeat it."""
@@ -52,6 +59,11 @@ class Said:
         if kind == "id":
             return b",".join(b"%d" % number for number in self.ids)
         return b",".join(WORD.findall(text.encode())) if kind == "word" else json.dumps(text)[1:-1].encode()
+
+
+def _text(choice: Any) -> str:
+    said = choice if hasattr(choice, "text") else choice.delta
+    return next((text for name in TEXTS if (text := getattr(said, name, None))), "")
 
 
 class Sdk:
@@ -99,10 +111,10 @@ class Sdk:
     async def _listen(self, asked: dict[str, Any], said: Said) -> None:
         create: Any = (self._sdk.chat if "messages" in asked else self._sdk).completions.create
         async for event in await create(**asked):
-            said.add(event.model_dump())
+            said.add(event)
 
     async def open(self, connections: int) -> None:
         """It opens its own."""
 
-    def close(self) -> None:
-        """They end with the event loop."""
+    async def aclose(self) -> None:
+        await self._sdk.close()

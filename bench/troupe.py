@@ -82,7 +82,7 @@ async def play(part: Part, processes: int, keep: Keep, felt: Callable[[Pulse], N
 
 
 async def _alone(part: Part, keep: Keep, felt: Callable[[Pulse], None]) -> list[TurnRecord]:
-    with contextlib.closing(part.sender()) as sender:
+    async with contextlib.aclosing(part.sender()) as sender:
         performance = part.performance(client.keeping(sender, keep))
         await performance.warm_up()
         await sender.open(part.level.concurrency)
@@ -192,7 +192,7 @@ async def _perform(pipe: Connection, part: Part) -> None:
             await asyncio.sleep(SHIP_S)
             ship()
 
-    with contextlib.closing(part.sender()) as sender:
+    async with contextlib.aclosing(part.sender()) as sender:
         performance = part.performance(client.keeping(sender, ended.append))
         await cues.get()
         shipping = asyncio.create_task(keep_shipping())

@@ -112,7 +112,7 @@ def ask(handler: Handler, times: int = 1, timeout_s: float = 5) -> tuple[list[Tu
         port = server.sockets[0].getsockname()[1]
         client = Client(Target(f"http://127.0.0.1:{port}", "m", WORDS, 0.0, timeout_s))
         records = [await client.send(turn()) for _ in range(times)]
-        client.close()
+        await client.aclose()
         server.close()
         await asyncio.sleep(0)
         return records, connections
