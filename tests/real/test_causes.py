@@ -54,3 +54,17 @@ def test_a_client_that_is_held_up(tmp_path: Path) -> None:
 
 def _text(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
+
+
+def test_the_official_sdk_beside_our_client(tmp_path: Path) -> None:
+    run, records = sweep(tmp_path / "r", *PLENTY, "--levels", "2", "--no-bounds", "--client", "openai")
+    shapes = {
+        case: sorted((r.session, r.turn, r.prompt_tokens) for r in records if r.case == case and r.turn > 0)
+        for case in ("realistic", "openai")
+    }
+    assert len(shapes["openai"]) == 72
+    assert shapes["openai"] == shapes["realistic"], "the same sessions, to the token"
+    assert {r.lost_tokens for r in records} == {0}, "each turn extends what the server had answered"
+    (compared,) = run["verdict"]["sdk"]
+    assert compared["level"] == 2
+    assert compared["sdk_ttft_p50_s"] > compared["bench_ttft_p50_s"]
