@@ -157,7 +157,8 @@ class Performance:
             await self._open_loop(self.share.take(arrivals))
 
     def _understudy(self) -> None:
-        self._waiting.append(next(self._scripts))
+        if self._left > 0 and len(self._waiting) < self._slots:
+            self._waiting.append(next(self._scripts))
 
     def _next(self) -> Script:
         return self._waiting.popleft() if self._waiting else next(self._scripts)
@@ -213,7 +214,7 @@ class Performance:
             prompt = content.extend(prompt, script.own(step.new_tokens, answered))
             tokens += step.new_tokens - answered
             turn = self._turn(session.index, session.first_turn + at, prompt, tokens, known, step.output_tokens, due)
-            if at == len(session.steps) - 1 and self._left > 0:
+            if at == len(session.steps) - 1:
                 asyncio.get_running_loop().call_soon(self._understudy)  # once this turn is under way
             record = await self.stage.send(turn)
             self.records.append(record)

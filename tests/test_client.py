@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -92,7 +94,13 @@ def turn(*prompt: bytes) -> Turn:
     return Turn("v", "realistic", 1, 0, 0, 1, prompt or (b"1,", b"2,3"), 9, 8, 2, 0.0)
 
 
-def ask(handler: Handler, times: int = 1, timeout_s: float = 5) -> tuple[list[TurnRecord], int]:
+def ask(
+    handler: Handler,
+    times: int = 1,
+    timeout_s: float = 5,
+    asked: Turn | None = None,
+    run: Callable[..., Any] = connection.run,
+) -> tuple[list[TurnRecord], int]:
     """The records of `times` requests to a server that serves connection k with handler(…, k), and how many came."""
 
     async def go() -> tuple[list[TurnRecord], int]:
@@ -111,13 +119,14 @@ def ask(handler: Handler, times: int = 1, timeout_s: float = 5) -> tuple[list[Tu
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         client = Client(Target(f"http://127.0.0.1:{port}", "m", WORDS, 0.0, timeout_s))
-        records = [await client.send(turn()) for _ in range(times)]
+        records = [await client.send(asked or turn()) for _ in range(times)]
         await client.aclose()
         server.close()
         await asyncio.sleep(0)
         return records, connections
 
-    return connection.run(go())
+    result: tuple[list[TurnRecord], int] = run(go())
+    return result
 
 
 def test_a_connection_is_used_again() -> None:
@@ -183,3 +192,69 @@ def test_no_server_is_a_record_too() -> None:
     record = connection.run(Client(Target("http://127.0.0.1:9", "m", WORDS, 0.0, 5)).send(turn()))
     assert record.status == "failed"
     assert record.error
+
+
+def test_a_first_token_that_lies_unread_is_stamped_when_it_came() -> None:
+    """The loop is held up for half a second; the token had come long before."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
+        await request_of(reader)
+        writer.write(chunked(*STREAM))
+        await writer.drain()
+        time.sleep(0.5)  # noqa: ASYNC251  server and client share this loop
+
+    (record,), _ = ask(handler)
+    assert record.status == "ok"
+    assert record.first_s is not None
+    assert record.read_late_s is not None
+    assert record.read_late_s > 0.4
+    assert record.first_s - record.sent_s < 0.25
+    assert record.end_s - record.sent_s < 0.25
+
+
+def test_a_prompt_larger_than_the_socket_takes_goes_out_whole() -> None:
+    large = [b"1" * 4_000_000 + b",", *[b"2,"] * 3_000, b"3"]
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
+        body = await request_of(reader)
+        assert b"".join(large) in body
+        writer.write(chunked(*STREAM))
+
+    (record,), _ = ask(handler, asked=turn(*large))
+    assert record.status == "ok", record.error
+
+
+def test_an_answer_that_comes_before_the_prompt_is_read_is_taken() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        text = b'{"error":{"message":"too large"}}'
+        writer.write(b"HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+        await writer.drain()
+        await asyncio.sleep(0.2)
+
+    (record,), _ = ask(handler, asked=turn(b"1" * 8_000_000))
+    assert record.error == "HTTP 413: too large"
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_what_comes_in_pieces_over_a_socket_is_put_together(size: int) -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
+        await request_of(reader)
+        raw = chunked(*STREAM)
+        for start in range(0, len(raw), size):
+            writer.write(raw[start : start + size])
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    (record,), _ = ask(handler)
+    assert (record.status, record.answer) == ("ok", b"5,17")
+
+
+def test_the_same_is_said_over_asyncios_own_transport() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
+        await request_of(reader)
+        writer.write(chunked(*STREAM))
+
+    (plain,), _ = ask(handler)
+    (other,), _ = ask(handler, run=asyncio.run)
+    assert (plain.status, plain.answer, plain.cached_tokens) == (other.status, other.answer, other.cached_tokens)

@@ -2,6 +2,9 @@
 
 import asyncio
 import heapq
+import subprocess
+import sys
+import textwrap
 from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 
@@ -181,3 +184,25 @@ def test_spread_sessions_are_warmed_with_their_own_history() -> None:
     deep = next(turn for turn in known.turns if turn.number > 1)
     assert len(warm) > 4
     assert any(text(deep).startswith(text(turn) + b",") and turn.prompt_tokens > 10_000 for turn in warm)
+
+
+def test_memory_is_that_of_the_sessions_under_way_however_many_are_played() -> None:
+    """A process of its own, for only its peak is told; 4,000 sessions at once would take over 300 MB."""
+    script = """
+        import asyncio, resource
+        from bench import load, workload
+        from tests.test_load import WORDS
+        from tests.test_stats import ONE
+        from dataclasses import replace
+
+        async def send(turn):
+            await asyncio.sleep(0)
+            return replace(ONE, session=turn.session, turn=turn.number, output_tokens=75, answer=b",".join(WORDS[:75]))
+
+        work = workload.load("coding-agent")
+        stage = load.Stage(workload.Content(WORDS, b",", 0, 0), 128, send, load.WallClock(0.0))
+        asyncio.run(load.play(load.Level("v", "realistic", 64, 0, 48_000), work, stage, 0))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < 200_000
