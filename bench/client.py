@@ -24,11 +24,10 @@ NEVER = Stamp(0.0, 0.0)
 
 # Frequent words of one length that common tokenizers hold as one token each when a space stands before them.
 COMMON = (
-    "that this with have from they will said when your them some could time than then other more very what know just "
-    "into over also such make made most even back good much where well down only come work year long life those each "
-    "under last might great since right take used three must many before like been were their there would about"
+    "that this with have from they will said when your them some time than then more very what know just into over "
+    "also such make made most even back good much well down only come work year long life each last take used must "
+    "many like been were"
 ).split()
-COMMON = [word for word in COMMON if len(word) == 4]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """What moves while a run runs: one line on a terminal, plain lines anywhere else."""
 
+import math
 import shutil
 import sys
 import time
+from collections import deque
 from typing import TextIO
 
 from bench import capacity, sample, stats, table
@@ -10,6 +12,8 @@ from bench.load import Level
 from bench.records import TurnRecord
 from bench.server import Endpoint
 from bench.stats import LevelRow
+
+RECENT = 500  # requests, of which percentiles are shown while a level is played
 
 
 class Terminal:
@@ -21,7 +25,8 @@ class Terminal:
         self._shown = ""
         self._drawn_at = 0.0
         self._level: Level | None = None
-        self._records: list[TurnRecord] = []
+        self._ended = self._eligible = self._lost = 0
+        self._recent: deque[float] = deque(maxlen=RECENT)
         self._began = 0.0
         self._left_s: float | None = None
         self._heading = ("", "")
@@ -53,7 +58,9 @@ class Terminal:
         self.print(f"{version} with {target.model}{took}. {size}{sum_of}.")
 
     def level_begins(self, level: Level, left_s: float | None) -> None:
-        self._level, self._records, self._left_s = level, [], left_s
+        self._level, self._left_s = level, left_s
+        self._ended = self._eligible = self._lost = 0
+        self._recent.clear()
         self._began = time.perf_counter()
         if self._heading != (level.variant, level.case):
             self._heading = (level.variant, level.case)
@@ -62,21 +69,22 @@ class Terminal:
 
     def turn_ended(self, record: TurnRecord) -> None:
         if record.turn > 0:
-            self._records.append(record)
-        if self.moving and time.perf_counter() - self._drawn_at > 0.25 and self._records:
+            self._ended += 1
+            self._recent.append(math.inf if record.ttft_s is None else record.ttft_s)
+            if record.lost_tokens is not None:
+                self._eligible, self._lost = self._eligible + record.eligible_tokens, self._lost + record.lost_tokens
+        if self.moving and time.perf_counter() - self._drawn_at > 0.25 and self._ended:
             self._drawn_at = time.perf_counter()
             self.say(self._progress())
 
     def _progress(self) -> str:
+        """In no time, however many requests there were: others wait for the loop that draws this."""
         assert self._level is not None
-        values = [float("inf") if record.ttft_s is None else record.ttft_s for record in self._records]
-        middle, tail = sample.percentile(values, 0.5), sample.percentile(values, 0.99)
-        eligible = sum(record.eligible_tokens for record in self._records if record.lost_tokens is not None)
-        lost = sum(record.lost_tokens or 0 for record in self._records)
-        hit = f"  hit {1 - lost / eligible:.0%}" if eligible else ""
+        middle, tail = sample.percentile([*self._recent], 0.5), sample.percentile([*self._recent], 0.99)
+        hit = f"  hit {1 - self._lost / self._eligible:.0%}" if self._eligible else ""
         left = "" if self._left_s is None else f"  {_minutes(self._left_s - (time.perf_counter() - self._began))} left"
         numbers = f"p50 {stats.seconds(middle or 0)}  p99 {stats.seconds(tail or 0)}{hit}{left}"
-        return f"C = {self._level.concurrency}  {len(self._records)} of {self._level.requests} requests  {numbers}"
+        return f"C = {self._level.concurrency}  {self._ended} of {self._level.requests} requests  {numbers}"
 
     def level_ended(self, row: LevelRow) -> None:
         self.print(table.line(row))

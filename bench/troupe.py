@@ -62,7 +62,7 @@ async def play(part: Part, processes: int, keep: Keep, felt: Callable[[Pulse], N
     if processes == 1:
         return await _alone(part, keep, felt)
     order = Order(processes, keep)
-    async with contextlib.AsyncExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         shares = [replace(part, share=Share(number, processes)) for number in range(processes)]
         actors = [stack.enter_context(contextlib.closing(Actor(share, order, felt))) for share in shares]
         try:
@@ -184,7 +184,8 @@ async def _perform(pipe: Connection, part: Part) -> None:
     clock = WallClock(part.target.epoch)
 
     def ship() -> None:
-        pipe.send((clock.now() - SLACK_S, ended))
+        with contextlib.suppress(OSError):  # the first one is gone
+            pipe.send((clock.now() - SLACK_S, ended))
         ended.clear()
 
     async def keep_shipping() -> None:
@@ -194,9 +195,9 @@ async def _perform(pipe: Connection, part: Part) -> None:
 
     async with contextlib.aclosing(part.sender()) as sender:
         performance = part.performance(client.keeping(sender, ended.append))
-        await cues.get()
         shipping = asyncio.create_task(keep_shipping())
         with contextlib.suppress(asyncio.CancelledError):
+            await cues.get()
             await performance.warm_up()
             await sender.open(part.share.size(part.level.concurrency))
             async with pulse.felt(pipe.send):
@@ -204,7 +205,8 @@ async def _perform(pipe: Connection, part: Part) -> None:
                 await performance.run(await cues.get())
         shipping.cancel()
     ship()
-    pipe.send("end")
+    with contextlib.suppress(OSError):
+        pipe.send("end")
 
 
 def _cues(pipe: Connection) -> "asyncio.Queue[Any]":

@@ -195,21 +195,21 @@ def test_no_server_is_a_record_too() -> None:
 
 
 def test_a_first_token_that_lies_unread_is_stamped_when_it_came() -> None:
-    """The loop is held up for half a second; the token had come long before."""
+    """The loop is held up for two seconds; the token had come long before."""
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
         await request_of(reader)
         writer.write(chunked(*STREAM))
         await writer.drain()
-        time.sleep(0.5)  # noqa: ASYNC251  server and client share this loop
+        time.sleep(2.0)  # noqa: ASYNC251  server and client share this loop
 
     (record,), _ = ask(handler)
     assert record.status == "ok"
     assert record.first_s is not None
     assert record.read_late_s is not None
-    assert record.read_late_s > 0.4
-    assert record.first_s - record.sent_s < 0.25
-    assert record.end_s - record.sent_s < 0.25
+    assert record.read_late_s > 1.0
+    assert record.first_s - record.sent_s < 1.0
+    assert record.end_s - record.sent_s < 1.0
 
 
 def test_a_prompt_larger_than_the_socket_takes_goes_out_whole() -> None:
