@@ -1,7 +1,6 @@
 """One streamed turn over HTTP: bytes are stamped as they arrive and understood once the answer is whole."""
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -60,10 +59,12 @@ class Client:
         self._idle: list[Connection] = []
 
     async def open(self, connections: int) -> None:
-        """Ahead of the first turns, whose TTFT it would be."""
-        with contextlib.suppress(OSError):  # the turn will tell
-            while len(self._idle) < connections:
-                self._rest(await self._dialer.connect())
+        """Ahead of the first turns, whose TTFT it would be. What cannot be opened, a turn will tell."""
+        wanted = range(connections - len(self._idle))
+        made = await asyncio.gather(*(self._dialer.connect() for _ in wanted), return_exceptions=True)
+        for connection in made:
+            if isinstance(connection, Connection):
+                self._rest(connection)
 
     def _rest(self, connection: Connection) -> None:
         connection.idle_since = time.perf_counter()
@@ -104,7 +105,7 @@ class Client:
             except ConnectionError:
                 if connection.response.touched:
                     raise
-                break  # closed while it lay idle: nothing was answered, so asking again is safe
+                break  # closed while it lay idle, most likely: nothing was answered, so it is asked again
         async with asyncio.timeout(self.timeout_s):
             connection = await self._dialer.connect()
         return await self._ask(connection, request)
@@ -115,7 +116,7 @@ class Client:
         except BaseException:
             connection.close()
             raise
-        if response.reusable:
+        if response.reusable and connection.drained:
             self._rest(connection)
         else:
             connection.close()
@@ -163,7 +164,7 @@ def record(
         error=error,
         queue_s=_seconds(answer.timing.get("queue_time_ms")),
         prefill_s=_seconds(answer.timing.get("time_to_first_token_ms")),
-        read_late_s=None if first is None else first.read - first.arrived,
+        read_late_s=None if first is None or first.read == first.arrived else first.read - first.arrived,
         answer=said,
     )
 
@@ -176,15 +177,24 @@ class Sender(Protocol):
 
 def keeping(sender: Sender, keep: Callable[[TurnRecord], None]) -> Callable[[Turn], Awaitable[TurnRecord]]:
     """`send` that hands over every record, after the next turn is sent; that of a turn we gave up, too."""
+    problems: list[Exception] = []
+
+    def keep_later(told: TurnRecord) -> None:
+        try:
+            keep(told)
+        except Exception as problem:  # no disk, say: nobody waits for this call, so the next turn raises it
+            problems.append(problem)
 
     async def send(turn: Turn) -> TurnRecord:
+        if problems:
+            raise problems[0]
+        began = time.perf_counter()
         try:
             told = await sender.send(turn)
         except asyncio.CancelledError:
-            now = time.perf_counter()
-            keep(record(turn, sender.target, Answer(), "cut", "interrupted", now, now))
+            keep(record(turn, sender.target, Answer(), "cut", "interrupted", began, time.perf_counter()))
             raise
-        asyncio.get_running_loop().call_soon(keep, told)
+        asyncio.get_running_loop().call_soon(keep_later, told)
         return told
 
     return send

@@ -40,6 +40,10 @@ class Way(Protocol):
     @property
     def open(self) -> bool: ...
 
+    @property
+    def drained(self) -> bool:
+        """Nothing of a request is left to be sent."""
+
 
 class Connection:
     """A kept-alive connection with one request on it at a time."""
@@ -53,6 +57,10 @@ class Connection:
     @property
     def open(self) -> bool:
         return self.way is not None and self.way.open
+
+    @property
+    def drained(self) -> bool:
+        return self.way is not None and self.way.drained
 
     async def ask(self, request: Pieces, timeout_s: float) -> Response:
         assert self.way is not None
@@ -186,6 +194,10 @@ class Line:
     def open(self) -> bool:
         return self._socket.fileno() >= 0
 
+    @property
+    def drained(self) -> bool:
+        return not self._unsent
+
     def write(self, pieces: Pieces) -> None:
         try:
             sent = self._socket.sendmsg(pieces[:PIECES])
@@ -208,7 +220,10 @@ class Line:
             return True
 
     def _write_on(self) -> None:
-        self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        try:
+            self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        except ConnectionError:
+            self._unsent = memoryview(b"")  # they want no more of it, and may have said why
         if not self._unsent:
             self._ear.attend(self, self._socket.fileno(), select.EPOLLIN)
 
@@ -248,6 +263,10 @@ class Streamed(asyncio.Protocol):
     @property
     def open(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def drained(self) -> bool:
+        return self._transport is not None and not self._transport.get_write_buffer_size()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)

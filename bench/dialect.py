@@ -16,7 +16,8 @@ TELLING = tuple(
 )
 STRING = rb'\s*"([^"\\]*(?:\\.[^"\\]*)*)"'
 TEXT = {"/v1/completions": re.compile(rb'"text":' + STRING)}
-CHAT_TEXT = re.compile(rb'"(?:content|reasoning|reasoning_content)":' + STRING)
+CHAT_TEXT = re.compile(rb'"(?:content|reasoning_content)":' + STRING)
+NEWER_CHAT_TEXT = re.compile(rb'"(?:content|reasoning)":' + STRING)  # some send the old name's copy with it
 WORD = re.compile(rb"w(\d+)")
 IDS = re.compile(rb'"token_ids":\s*\[([\d,\s]+)\]')
 
@@ -53,7 +54,8 @@ class Dialect:
         """What was generated, as the next prompt has to repeat it: copied out of the events, escapes and all."""
         if self.answers == "id":
             return b",".join(IDS.findall(body))
-        text = b"".join(TEXT.get(self.path, CHAT_TEXT).findall(body)).strip()
+        chat = NEWER_CHAT_TEXT if b'"reasoning":' in body else CHAT_TEXT
+        text = b"".join(TEXT.get(self.path, chat).findall(body)).strip()
         return text if self.answers == "text" else b",".join(WORD.findall(text))
 
 
@@ -90,6 +92,8 @@ def _take_in(answer: Answer, data: bytes | None, end: int, when: Callable[[int],
     if data is None or data == b"[DONE]":
         return
     event = json.loads(data)
+    if not isinstance(event, dict) or not all(isinstance(choice, dict) for choice in event.get("choices") or ()):
+        raise ValueError(f"an event that is no completion: {data[:80]!r}")
     if event.get("error"):
         answer.error = error_text(event)
     answer.usage = event.get("usage") or answer.usage

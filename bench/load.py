@@ -113,6 +113,11 @@ class Share:
     def size(self, whole: int) -> int:
         return len(range(self.number, whole, self.of))
 
+    def requests(self, level: Level) -> int:
+        """As many for each slot, whosoever it is."""
+        rounds, rest = divmod(level.requests, level.concurrency)
+        return rounds * self.size(level.concurrency) + self.size(rest)
+
     def take(self, endless: Iterator[Any]) -> Iterator[Any]:
         return islice(endless, self.number, None, self.of)
 
@@ -142,7 +147,7 @@ class Performance:
         self.rate = workload.file.arrivals.sessions_per_s if level.case in OF_SESSIONS else None
         self.records: list[TurnRecord] = []
         self._slots = share.size(level.concurrency)
-        self._left = share.size(level.requests)
+        self._left = share.requests(level)
         self._common: dict[tuple[int, ...], Any] = {}
         cast = share.take(sessions(workload, level, seed))
         self._scripts = (Script(stage.content, level, session, self._common) for session in cast)

@@ -95,7 +95,8 @@ class Sdk:
         except TimeoutError:
             status, error = "timeout", f"no whole answer within {self.target.timeout_s:g} s"
         except Exception as problem:
-            if type(problem).__module__.partition(".")[0] not in ("openai", "httpx", "httpcore"):
+            theirs = type(problem).__module__.partition(".")[0] in ("openai", "httpx", "httpcore")
+            if not theirs and not isinstance(problem, ValueError):  # of an event that is no JSON
                 raise
             error = f"{type(problem).__name__}: {problem}"[:500]
         answer = said.notation(self.target.dialect.answers)

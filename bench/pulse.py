@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-TICK_S = 0.5  # to wake an idle core for it costs more than the answer's next token
+TICK_S = 0.25  # to wake an idle core for it costs more than the answer's next token
 COARSE_S = 0.001  # the event loop rounds its timers up to a millisecond
 
 
@@ -20,14 +20,13 @@ class Pulse:
     cpu_s: float
     lag_p99_s: float  # at one moment in a hundred, something that came then would have waited longer
     lag_max_s: float
-    gc_s: float  # in garbage collections
-    gc_max_s: float
+    gc_s: float  # in garbage collections, which are off
 
 
 @contextlib.asynccontextmanager
 async def felt(keep: Callable[[Pulse], None]) -> AsyncIterator[None]:
     """Hands over the pulse of the event loop at the end of the body."""
-    with _collections() as pauses:
+    with _no_collection(), _collections() as pauses:
         began, cpu = time.perf_counter(), time.process_time()
         ticker = Ticker()
         try:
@@ -35,8 +34,7 @@ async def felt(keep: Callable[[Pulse], None]) -> AsyncIterator[None]:
         finally:
             lags = ticker.stop()
             wall = time.perf_counter() - began
-            lag = waited(lags, wall), max(lags)
-            keep(Pulse(wall, time.process_time() - cpu, *lag, sum(pauses), max(pauses, default=0.0)))
+            keep(Pulse(wall, time.process_time() - cpu, waited(lags), max(lags), sum(pauses)))
 
 
 class Ticker:
@@ -57,43 +55,41 @@ class Ticker:
 
     def stop(self) -> list[float]:
         """The tick that is overdue counted, too."""
-        self._tick()
         self._next.cancel()
-        return self._lags
+        return [*self._lags, max(0.0, time.perf_counter() - self._due - COARSE_S)]
 
 
-def waited(lags: Sequence[float], wall_s: float, share: float = 0.01) -> float:
-    """What comes at any moment of a lag waits for the rest of it: the wait that `share` of all moments exceed."""
-    longest = sorted(lags, reverse=True)
-    total = 0.0
-    for number, lag in enumerate(longest, 1):
-        total += lag
-        least = (total - share * wall_s) / number  # if just these exceed it
-        if least > 0 and (number == len(longest) or least >= longest[number]):
-            return least
-    return 0.0
+def waited(lags: Sequence[float], share: float = 0.01) -> float:
+    """What comes at one moment in a hundred waits longer; and at two at least, for one lag may be chance.
+
+    Ticks are samples of moments. In a lag longer than a tick there should have been more of them."""
+    every = sorted(lag - missed * TICK_S for lag in lags for missed in range(1 + int(lag / TICK_S)))
+    beyond = 1 + int(share * len(every))
+    return every[-1 - beyond] if len(every) > beyond else 0.0
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """One of 60 ms would be 60 ms of somebody's TTFT: before, not during."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextlib.contextmanager
 def _collections() -> Iterator[list[float]]:
-    """None while the body runs, for one of 60 ms would be 60 ms of somebody's TTFT; and how long those took that came
-    all the same."""
+    """How long those took that somebody asked for all the same."""
     pauses: list[float] = []
-    began = 0.0
 
     def note(phase: str, _: dict[str, Any]) -> None:
-        nonlocal began
         now = time.perf_counter()
-        if phase == "start":
-            began = now
-        else:
-            pauses.append(now - began)
+        pauses.append(-now if phase == "start" else now)
 
-    gc.collect()
-    gc.disable()
     gc.callbacks.append(note)
     try:
         yield pauses
     finally:
         gc.callbacks.remove(note)
-        gc.enable()

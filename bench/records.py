@@ -46,7 +46,7 @@ class TurnRecord:
     error: str | None = None
     queue_s: float | None = None  # by the engine's own clock: until it was scheduled
     prefill_s: float | None = None  # and from then until its first token
-    read_late_s: float | None = None  # for how long the first token lay unread, where the kernel tells; not in TTFT
+    read_late_s: float | None = None  # the first token lay unread, at least; where the kernel tells, and not in TTFT
     answer: bytes = b""  # in the target's notation, for the next turn to extend; content, so not part of the file
 
     @property

@@ -59,6 +59,7 @@ class Part:
 
 async def play(part: Part, processes: int, keep: Keep, felt: Callable[[Pulse], None]) -> list[TurnRecord]:
     """Every record is handed to `keep` soon after its end, in order of time."""
+    processes = min(processes, part.level.concurrency)
     if processes == 1:
         return await _alone(part, keep, felt)
     order = Order(processes, keep)
@@ -69,11 +70,15 @@ async def play(part: Part, processes: int, keep: Keep, felt: Callable[[Pulse], N
             for actor in actors:  # one after another: who comes later finds the shared prompt cached
                 actor.cue("warm up")
                 await actor.heard("warm")
+            for actor in actors:
+                actor.cue("open")
+            for actor in actors:
+                await actor.heard("ready")
             start = WallClock(part.target.epoch).now() + SOON_S
             for actor in actors:
                 actor.cue(start)
             await asyncio.gather(*(actor.heard("end") for actor in actors))
-        except asyncio.CancelledError:
+        except BaseException:
             await _cut(actors)
             raise
         finally:
@@ -95,9 +100,9 @@ async def _cut(actors: "Sequence[Actor]") -> None:
     """What is under way goes on file as cut."""
     for actor in actors:
         actor.cue(None)
-    with contextlib.suppress(TimeoutError, BenchError):
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(STOP_S):
-            await asyncio.gather(*(actor.heard("end") for actor in actors))
+            await asyncio.gather(*(actor.ended.wait() for actor in actors))
 
 
 class Order:
@@ -136,7 +141,8 @@ class Actor:
         self._process = context.Process(target=_act, args=(theirs, part), daemon=True)
         self._process.start()
         theirs.close()
-        self._said: asyncio.Queue[str | None] = asyncio.Queue()
+        self._said: asyncio.Queue[str | Exception | None] = asyncio.Queue()
+        self.ended = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pipe.fileno(), self._hear)
 
@@ -146,6 +152,8 @@ class Actor:
 
     async def heard(self, wanted: str) -> None:
         said = await self._said.get()
+        if isinstance(said, Exception):
+            raise said
         if said != wanted:
             raise BenchError(f"a client process ended with exit code {self._process.exitcode}", "see what it printed")
 
@@ -156,6 +164,14 @@ class Actor:
             self._loop.remove_reader(self._pipe.fileno())
             self._process.join(STOP_S)
             said = None
+        try:
+            self._take(said)
+        except Exception as problem:  # no disk, say: nobody waits for this call
+            self._said.put_nowait(problem)
+
+    def _take(self, said: Any) -> None:
+        if said is None or said == "end":
+            self.ended.set()
         match said:
             case Pulse():
                 self._felt(said)
@@ -183,30 +199,38 @@ async def _perform(pipe: Connection, part: Part) -> None:
     cues = _cues(pipe)
     clock = WallClock(part.target.epoch)
 
-    def ship() -> None:
+    def tell(what: Any) -> None:
         with contextlib.suppress(OSError):  # the first one is gone
-            pipe.send((clock.now() - SLACK_S, ended))
+            pipe.send(what)
+
+    def ship(until: float) -> None:
+        tell((until, ended))
         ended.clear()
 
     async def keep_shipping() -> None:
         while True:
             await asyncio.sleep(SHIP_S)
-            ship()
+            ship(clock.now() - SLACK_S)
 
-    async with contextlib.aclosing(part.sender()) as sender:
-        performance = part.performance(client.keeping(sender, ended.append))
-        shipping = asyncio.create_task(keep_shipping())
-        with contextlib.suppress(asyncio.CancelledError):
+    shipping = asyncio.create_task(keep_shipping())
+    try:
+        async with contextlib.aclosing(part.sender()) as sender:
+            performance = part.performance(client.keeping(sender, ended.append))
             await cues.get()
             await performance.warm_up()
+            tell("warm")
+            await cues.get()
             await sender.open(part.share.size(part.level.concurrency))
-            async with pulse.felt(pipe.send):
-                pipe.send("warm")
+            async with pulse.felt(tell):
+                tell("ready")
                 await performance.run(await cues.get())
+            await asyncio.sleep(0)  # the last records are kept one turn of the loop after their turns
+    except asyncio.CancelledError:
+        pass
+    finally:
         shipping.cancel()
-    ship()
-    with contextlib.suppress(OSError):
-        pipe.send("end")
+        ship(math.inf)
+    tell("end")
 
 
 def _cues(pipe: Connection) -> "asyncio.Queue[Any]":

@@ -43,7 +43,7 @@ class Response:
         self._passed = 0  # bytes before the rest
         self._chunked = False
         self._left: int | None = None  # bytes left of a body with a length; None: until the connection closes
-        self._step: Callable[[], bool] = self._read_head
+        self._step = Response._read_head  # not bound: a cycle would outlive the level, whose garbage is not collected
         self._parts: list[bytes] = []  # of the body
         self._starts: list[int] = []  # of each, among all bytes
 
@@ -60,12 +60,12 @@ class Response:
     def _look(self) -> None:
         self._rest = b"".join((self._rest, *self._pieces[self._looked :]))
         self._looked = len(self._pieces)
-        while not self.whole and self._step():
+        while not self.whole and self._step(self):
             pass
 
     def closed(self) -> None:
         """The peer is gone: the end of a body that nothing else delimits, a cut in any other."""
-        if self._step == self._read_body and self._left is None:
+        if self._step is Response._read_body and self._left is None:
             self.whole = True
 
     @property
@@ -118,10 +118,10 @@ class Response:
             return True  # 100 Continue and its like: the real one follows
         self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
         if self._chunked:
-            self._left, self._step = 0, self._read_chunks
+            self._left, self._step = 0, Response._read_chunks
         else:
             length = "0" if self.status in (204, 304) else self.headers.get("content-length")
-            self._left, self._step = None if length is None else int(length), self._read_body
+            self._left, self._step = None if length is None else int(length), Response._read_body
         return True
 
     def _read_body(self) -> bool:

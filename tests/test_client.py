@@ -258,3 +258,32 @@ def test_the_same_is_said_over_asyncios_own_transport() -> None:
     (plain,), _ = ask(handler)
     (other,), _ = ask(handler, run=asyncio.run)
     assert (plain.status, plain.answer, plain.cached_tokens) == (other.status, other.answer, other.cached_tokens)
+
+
+@pytest.mark.parametrize("event", [b"null", b"5", b'{"choices":[null]}', b"{"])
+def test_an_event_that_is_no_completion_fails_its_turn_and_no_more(event: bytes) -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
+        await request_of(reader)
+        writer.write(chunked(b"data: " + event + b"\n\n", *STREAM))
+
+    assert ask(handler)[0][0].status == "failed"
+
+
+def test_a_connection_that_has_not_sent_all_is_not_used_again() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        text = b'{"error":{"message":"too large"}}'
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+        await writer.drain()
+        await asyncio.sleep(0.2)
+
+    records, connections = ask(handler, times=2, asked=turn(b"1" * 16_000_000))
+    assert [record.error for record in records] == ["HTTP 413: too large"] * 2
+    assert connections == 2
+
+
+def test_a_thought_that_is_sent_under_two_names_is_one() -> None:
+    chat = Dialect("chat text", "/v1/chat/completions", b"", b"", (b"a",), b" ", "text", True)
+    both = b'{"delta":{"reasoning":"hm","reasoning_content":"hm"}}{"delta":{"content":" yes"}}'
+    assert chat.answer(both) == b"hm yes"
+    assert chat.answer(b'{"delta":{"reasoning_content":"hm"}}') == b"hm"

@@ -19,7 +19,7 @@ from bench import connection, troupe, workload
 from bench.client import Target
 from bench.dialect import Dialect
 from bench.errors import BenchError
-from bench.load import Level
+from bench.load import Level, Share
 from bench.pulse import Pulse
 from bench.records import TurnRecord
 from bench.troupe import Order, Part
@@ -69,7 +69,7 @@ def test_two_processes_play_every_session_once_and_their_records_come_in_order_o
 
 
 def test_what_each_record_says_is_what_the_server_did(tmp_path: Path) -> None:
-    """No time is asserted but one's sum: a first token cannot have come before the server sent it, nor long after."""
+    """A first token cannot have come before the server sent it."""
     kept: list[TurnRecord] = []
     work = part("", 40)
     with truth(tmp_path / "log", 0.05) as url:
@@ -78,6 +78,34 @@ def test_what_each_record_says_is_what_the_server_did(tmp_path: Path) -> None:
     came = sorted(work.target.epoch + record.first_s for record in kept if record.first_s is not None)
     assert len(sent) == len(came)
     assert all(left <= arrived for left, arrived in zip(sent, came, strict=True))
+
+
+@pytest.mark.parametrize(("sessions", "requests"), [(1, 7), (3, 20), (20, 101), (5, 3)])
+def test_shares_add_up_and_every_slot_has_as_much_to_do(sessions: int, requests: int) -> None:
+    level = Level("v", "realistic", sessions, 0, requests)
+    shares = [Share(number, 2) for number in range(2)]
+    assert sum(share.requests(level) for share in shares) == requests
+    each = [share.requests(level) / share.size(sessions) for share in shares if share.size(sessions)]
+    assert max(each) - min(each) <= 1
+
+
+def test_more_processes_than_sessions_are_not_needed(tmp_path: Path) -> None:
+    kept: list[TurnRecord] = []
+    work = part("", 6)
+    with truth(tmp_path / "log", 0.05) as url:
+        alone = replace(work, level=replace(work.level, concurrency=1), target=replace(work.target, base_url=url))
+        connection.run(troupe.play(alone, 2, kept.append, print))
+    assert len(measured(kept)) == 6
+
+
+def test_records_that_cannot_be_kept_end_the_play(tmp_path: Path) -> None:
+    def full(record: TurnRecord) -> None:
+        raise OSError(28, "No space left on device")
+
+    for processes in (1, 2):
+        with truth(tmp_path / "log", 0.05) as url, pytest.raises((OSError, ExceptionGroup), match=r"space|TaskGroup"):
+            connection.run(troupe.play(part(url, 2_000), processes, full, print))
+    assert not children()
 
 
 def test_a_process_that_dies_is_an_error_and_leaves_none_behind(tmp_path: Path) -> None:

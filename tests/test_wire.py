@@ -1,5 +1,8 @@
 """Responses split anywhere, and the events in them."""
 
+import gc
+import weakref
+
 import pytest
 
 from bench.wire import Came, Events, Response, Stamp
@@ -114,3 +117,13 @@ def test_an_event_ends_at_its_blank_line_and_one_without_is_none(end: bytes) -> 
     assert [*events.forward()] == [*events.backward()][::-1] == [(0, size), (size, 2 * size)]
     found = [events.around(offset) for offset in (0, 6, size, 2 * size)]
     assert found == [(0, size), (0, size), (size, 2 * size), None]
+
+
+def test_an_answer_goes_as_soon_as_nobody_holds_it() -> None:
+    """Garbage is not collected while a level is played."""
+    gc.disable()
+    try:
+        gone = weakref.ref(fed(chunked(*STREAM)))
+        assert gone() is None
+    finally:
+        gc.enable()
