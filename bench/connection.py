@@ -229,7 +229,8 @@ class Line:
 
     def _read(self) -> bool:
         data, told, _, _ = self._socket.recvmsg(READ, TOLD)
-        read, wall = time.perf_counter(), time.time()
+        wall = time.time()  # first: whatever comes between the two makes a stamp later, and never earlier than it was
+        read = time.perf_counter()
         if data:
             return self._connection.received((read, wall, told), data)
         self._connection.lost()
