@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any, Protocol
 
-from bench import audit, capacity, client, connection, load, machine, scrape, server, stats, troupe
+from bench import audit, capacity, client, connection, diagnosis, load, machine, scrape, server, stats, troupe
 from bench.audit import Evidence
 from bench.client import Target
 from bench.errors import BenchError, Exit
@@ -409,7 +409,10 @@ class Minutes:
         return self._gone() if self._misses % max(REFUSED, record.concurrency) == 0 else None
 
     def _gone(self) -> str | None:
-        return None if server.now(self._target)["models"] else "the server is not there any more"
+        if server.now(self._target)["models"]:
+            return None
+        log = self._target.log
+        return "the server is not there any more" + (f": {diagnosis.cause(log)}" if log else "")
 
     def _sampled(self, at: float, sample: scrape.Sample) -> None:
         self._note("server.jsonl", {"t_s": at, **sample})
