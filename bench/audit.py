@@ -121,9 +121,9 @@ def _errors(seen: Evidence) -> Iterator[Warning]:
     for row in seen.rows:
         if row.errors:
             late = row.timeouts or 0
-            failed = f"{row.errors - late} of {row.requests} requests failed{f' and {late} timed out' if late else ''}"
+            how = f"were not answered: {row.errors - late} failed, {late} timed out" if late else "failed"
             yield Warning(
-                f"{_name(row)}: {row.why_none or failed}",
+                f"{_name(row)}: {row.why_none or f'{row.errors} of {row.requests} requests {how}'}",
                 "percentiles of the others would be those of the survivors"
                 if row.why_none
                 else "failures rank as infinitely slow in its percentiles, who timed out as no faster than that",

@@ -60,6 +60,15 @@ def test_slewing_is_no_step_however_long_it_goes_on() -> None:
     assert watched(telescope(drift, {}), 4999) == (0.0, 0.0)
 
 
+def test_a_loop_that_was_held_up_for_a_minute_has_slewed_for_a_minute() -> None:
+    times = iter([Reading(100.0, 1.0, 1.0), Reading(160.024, 61.0, 61.0), Reading(220.124, 121.0, 121.0)])
+    watch = Watch(times.__next__)
+    watch.look()
+    assert watch.stepped_s == 0.0, "24 ms in a minute are 400 ppm"
+    watch.look()
+    assert watch.stepped_s == pytest.approx(0.1)
+
+
 def test_what_the_reading_itself_leaves_open_is_no_step() -> None:
     assert watched(telescope({4: 0.04}, {}, unsure_s=0.03)) == (0.0, 0.0), "the processor was elsewhere between clocks"
 

@@ -224,6 +224,16 @@ def test_a_percentile_that_is_only_a_limit_for_time_outs_has_an_arrow_and_the_le
     assert "or more" not in words(drawn()["curve.svg"])
 
 
+def test_the_worth_of_the_cache_is_no_ratio_of_limits(drawn: Any) -> None:
+    def late(row: LevelRow) -> LevelRow:
+        return replace(row, at_least="p50 p95 p99") if row.case == "worst" else row
+
+    assert "It divides p50 by" in words(drawn()["band.svg"])
+    told = words(drawn(change=late)["band.svg"]).replace(" | ", " ")
+    assert "It divides p50 by" not in told
+    assert "Arrow: or more, for requests timed out." in told
+
+
 def test_a_level_without_percentiles_is_a_cross_that_says_why(drawn: Any) -> None:
     why = "no percentiles: 50 of 200 requests failed (50x connection refused)"
 

@@ -210,6 +210,16 @@ def test_a_ceilings_certainty_counts_whoever_may_have_broken_the_promise() -> No
     assert knee.ceiling_confidence(slo, kept, late) == pytest.approx(0.0, abs=0.05), "or not"
 
 
+def test_a_knees_certainty_takes_the_level_below_for_slow_and_the_one_above_for_fast(row: Row) -> None:
+    found = knee.Knee(2, 4, knee.SEEN_IN[False])
+    rows = [row(concurrency=2), row(concurrency=4)]
+    sound, late, broken = (some(answered(300), count, of) for count, of in ((0, failed), (30, timed_out), (30, failed)))
+    assert knee.knee_confidence(found, rows, sound, late) == 1.0
+    assert knee.knee_confidence(found, rows, sound, broken) == 1.0
+    assert knee.knee_confidence(found, rows, late, late) == 0.0, "nobody knows how slow the level below is"
+    assert knee.knee_confidence(found, rows, late, broken) == 0.0
+
+
 def test_in_a_comparison_whoever_was_not_answered_ranks_last() -> None:
     seen = replace(ONE, status="timeout", turn=2)
     (play,) = compare.plays([ONE, seen, timed_out(replace(ONE, turn=3)), failed(replace(ONE, turn=4))])
@@ -251,6 +261,28 @@ def test_a_level_that_failed_is_evidence_of_nothing_but_a_broken_promise(tmp_pat
         assert why in (folder.path / name).read_text()
     assert any(f"C = 12: {why}" in warning["what"] and warning["fatal"] for warning in verdict["warnings"])
     assert not [w for w in verdict["warnings"] if "C = 12" in w["what"] and "client" in w["what"]]
+
+
+def test_the_highest_level_that_kept_the_promise_is_not_the_highest_measured_if_one_failed(tmp_path: Path) -> None:
+    whole, cut = (
+        words.sentences(conclude(a_run(tmp_path / name, levels)).run)[-1]
+        for name, levels in (("a", {4: (0, 0), 8: (0, 0)}), ("b", {4: (0, 0), 8: (0, 0), 16: (300, 0)}))
+    )
+    assert "the highest level measured" in whole
+    assert cut.startswith("Ceiling: 8 sessions")
+    assert "the highest level measured" not in cut
+
+
+def test_what_the_official_sdk_saw_is_not_told_where_it_is_a_limit(tmp_path: Path) -> None:
+    folder = a_run(tmp_path, {4: (0, 0)})
+    for record in folder.records():
+        folder.keep(timed_out(replace(record, case="openai")))
+    run = folder.manifest()
+    run["levels"].append(asdict(Level("fp8", "openai", 4, 0, 600)))
+    folder.write_manifest(run)
+    done = conclude(folder)
+    assert done.run["verdict"]["sdk"][0]["sdk_ttft_p50_s"] is None
+    assert "Official SDK: no level was answered through both clients." in words.sentences(done.run)
 
 
 def test_the_page_says_it_in_its_cells_and_under_its_table(tmp_path: Path) -> None:
