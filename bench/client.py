@@ -142,8 +142,9 @@ def record(
     absent = 0 if target.dialect.reports_cached and answer.usage else None
     first, last, epoch = answer.first, answer.last, target.epoch
     # A wall clock that was set between arrival and reading moves a stamp, but never before what was before it.
-    first_at = None if first is None else max(sent_at, first.arrived)
-    last_at = None if last is None else max(first_at or sent_at, last.arrived)
+    first = first and Stamp(max(sent_at, first.arrived), first.read)
+    last = last and Stamp(max(first.arrived if first else sent_at, last.arrived), last.read)
+    ended_at = max(sent_at, ended_at, *(stamp.arrived for stamp in (first, last) if stamp))
     return TurnRecord(
         variant=turn.variant,
         case=turn.case,
@@ -154,9 +155,9 @@ def record(
         status=status,
         intended_s=turn.intended_s,
         sent_s=sent_at - epoch,
-        first_s=None if first_at is None else first_at - epoch,
-        last_s=None if last_at is None else last_at - epoch,
-        end_s=max(ended_at, last_at or first_at or sent_at) - epoch,
+        first_s=None if first is None else first.arrived - epoch,
+        last_s=None if last is None else last.arrived - epoch,
+        end_s=ended_at - epoch,
         planned_prompt_tokens=turn.prompt_tokens,
         planned_output_tokens=turn.output_tokens,
         prompt_tokens=answer.usage.get("prompt_tokens"),
@@ -167,7 +168,7 @@ def record(
         error=error,
         queue_s=_seconds(answer.timing.get("queue_time_ms")),
         prefill_s=_seconds(answer.timing.get("time_to_first_token_ms")),
-        read_late_s=None if first is None or first_at is None or first.read == first.arrived else first.read - first_at,
+        read_late_s=None if first is None or first.read == first.arrived else first.read - first.arrived,
         answer=said,
     )
 

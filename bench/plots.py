@@ -219,9 +219,11 @@ def _limit(name: str) -> Callable[[LevelRow], bool]:
 
 
 def _hollow_entry(rows: Iterable[LevelRow], names: Iterable[str], shape: str) -> Iterator[tuple[str, str]]:
+    limits = any(_limit(name)(row) for row in rows for name in names)
     if any(_lacks(name)(row) for row in rows for name in names):
-        yield svg.shape(0, 0, shape, "ink hollow"), "hollow: too few sessions for an upper limit"
-    if any(_limit(name)(row) for row in rows for name in names):
+        why = "hollow: too few sessions"
+        yield svg.shape(0, 0, shape, "ink hollow"), why if limits else f"{why} for an upper limit"
+    if limits:
         yield svg.shape(0, 6, "up", "ink line") + svg.shape(0, 6, shape, "ink hollow"), "or more: requests timed out"
 
 
@@ -246,6 +248,7 @@ def curve(seen: Seen) -> str | None:
     if not values:
         return None
     limit = _limit_s(seen.verdict.get("slo") or "")
+    values += [min(values) / 1.5] if any(row.errors for row in rows) else []  # room for how many
     above = Panel(_across(rows), _times([*values, *positive([limit])], 336, 104))
     below = Panel(above.x, Scale(0, max(positive(row.req_per_s for row in rows), default=1) * 1.15, 470, 396))
     parts = [svg.frame(above, "TTFT", tick), svg.frame(below, "req/s", lambda value: f"{value:g}", 20)]
@@ -359,7 +362,7 @@ def _worth(cases: Mapping[str, Sequence[LevelRow]]) -> tuple[str, str]:
     """Title and subtitle, at the highest level at which all cases were taken."""
     told = "TTFT, log scale; large marks p50, small ones p99; hollow: too few requests for a limit."
     if any(row.at_least for rows in cases.values() for row in rows):
-        told += " Arrow: or more, for requests timed out."
+        told = told.replace("hollow: too few requests for a limit.", "hollow: a limit; arrow: for time-outs.")
     common = set.intersection(*({row.concurrency for row in rows} for rows in cases.values()))
     if not common or not {"realistic", "worst"} <= set(cases):
         return "Between everything cached and nothing but the shared prompt", told
