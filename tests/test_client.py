@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -211,6 +212,23 @@ def test_no_server_is_a_record_too() -> None:
     assert record.error
 
 
+@pytest.fixture
+def stamping() -> Iterator[None]:
+    """The kernel begins to stamp packets some time after the first socket has asked for it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, connection.SO_TIMESTAMPNS, 1)
+        probe.bind(("127.0.0.1", 0))
+        waited = 0.0
+        while waited < 0.01:
+            probe.sendto(b"", probe.getsockname())
+            time.sleep(0.02)
+            _, ((_, _, stamp),), _, _ = probe.recvmsg(1, connection.TOLD)
+            seconds, nanoseconds = connection.TIMESPEC.unpack(stamp)
+            waited = time.time() - seconds - nanoseconds * 1e-9
+        yield
+
+
+@pytest.mark.usefixtures("stamping")
 def test_a_first_token_that_lies_unread_is_stamped_when_it_came() -> None:
     """The loop is held up for two seconds; the token had come long before."""
 
