@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from bench import capacity, client, connection, load, machine, scrape, server, stats, troupe
 from bench.client import Target
 from bench.errors import BenchError, Exit
+from bench.limits import Limits
 from bench.load import Level
 from bench.pulse import Pulse
 from bench.recipe import Launch
@@ -62,7 +63,7 @@ class Plan:
     whole_sessions: bool  # every level has at least one whole session for each of its C
     repeats: int
     seed: int
-    timeout_s: float
+    limits: Limits
     processes: int | None = None  # of the client; None: as many as it needs
     sdk: bool = False  # every level through the official SDK, too
 
@@ -114,7 +115,7 @@ def plan(
     requests: int | None,
     repeats: int,
     seed: int,
-    timeout_s: float,
+    limits: Limits,
     processes: int | None = None,
     sdk: bool = False,
 ) -> Plan:
@@ -127,7 +128,7 @@ def plan(
     filled = largest is not None and largest * work.typical(seed).turns < STUDY_REQUESTS
     ends = tuple(sorted({levels[0], fitting[-1]})) if bounds else ()
     rates = tuple(dict.fromkeys(miss_rates))
-    return Plan(work, levels, ends, rates, requests, not filled, repeats, seed, timeout_s, processes, sdk)
+    return Plan(work, levels, ends, rates, requests, not filled, repeats, seed, limits, processes, sdk)
 
 
 class Show(Protocol):
@@ -165,7 +166,8 @@ def manifest(plan: Plan, variants: Sequence[Variant], argv: Sequence[str], slo: 
         "typical": {"shared_tokens": plan.workload.file.shared_tokens, **asdict(plan.workload.typical(plan.seed))},
         "levels": [asdict(level) for variant in variants for level in plan.levels(variant.name)],
         "repeats": plan.repeats,
-        "timeout_s": plan.timeout_s,
+        "timeout_s": plan.limits.request_s,
+        "limits": asdict(plan.limits),
         "machine": asdict(machine.describe()),
         "variants": {v.name: {"launch": asdict(v.launch) if v.launch else None} for v in variants},
     }
@@ -180,6 +182,7 @@ def sweep(plan: Plan, variants: Sequence[Variant], folder: Folder, show: Show, r
         for variant in variants:
             began = time.perf_counter()
             with variant.target as target:
+                target = replace(target, control_s=plan.limits.control_s)
                 started = time.perf_counter() - began
                 expected = capacity.expected(variant.launch) if variant.launch else None
                 show.server_ready(target, expected, started)
@@ -214,10 +217,10 @@ async def _measure(
     run: dict[str, Any],
     epoch: float,
 ) -> None:
-    dialect = client.probe(target.base_url, target.model, target.key, target.vocabulary)
+    dialect = client.probe(target.base_url, target.model, target.key, target.vocabulary, plan.limits.control_s)
     run["variants"][variant.name]["dialect"] = {"name": dialect.name, "reports_cached": dialect.reports_cached}
     folder.write_manifest(run)
-    asked = Target(target.base_url, target.model, dialect, epoch, plan.timeout_s, target.key)
+    asked = Target(target.base_url, target.model, dialect, epoch, plan.limits, target.key)
     content = Content(dialect.words, dialect.separator, plan.seed, run["salt"])
     fit = capacity.sessions_that_fit(target.cache.tokens, plan.workload, plan.seed) if target.cache.tokens else None
     levels = plan.levels(variant.name)
@@ -265,7 +268,7 @@ class Minutes:
             return bool(sample)
 
         target.reset_cache()
-        watch = scrape.watching(target.base_url, target.key, now, self._sampled)
+        watch = scrape.watching(target.base_url, target.key, now, self._sampled, limit_s=target.control_s)
         async with watch if look() else contextlib.nullcontext():
             self._records += await troupe.play(part, processes, self._ended, self._felt)
         look()

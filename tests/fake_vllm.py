@@ -47,6 +47,8 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(9)
         if self.mode == "errors" and Handler.asked > 6:
             return self.answer(500, b'{"error":{"message":"boom"}}')
+        if self.mode in HALF_WAY and Handler.asked > 6:
+            return HALF_WAY[self.mode](self)
         words = wanted["max_tokens"]
         events = [
             {"choices": [{"text": " one", "finish_reason": "length" if i == words - 1 else None}]} for i in range(words)
@@ -64,6 +66,38 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def stall(one: Handler) -> None:
+    begin(one)
+    time.sleep(600)
+
+
+def garble(one: Handler) -> None:
+    begin(one, b"\0\xff" * 500 + b"\n\n")
+    one.close_connection = True
+
+
+def halve(one: Handler) -> None:
+    begin(one)
+    one.close_connection = True
+
+
+def drip(one: Handler) -> None:
+    begin(one)
+    while True:
+        one.wfile.write(b":")
+        time.sleep(0.05)
+
+
+def begin(one: Handler, more: bytes = b"") -> None:
+    one.send_response(200)
+    one.send_header("Content-Length", "100000")
+    one.end_headers()
+    one.wfile.write(b'data: {"choices": [{"text": " one", "finish_reason": null}]}\n\n' + more)
+
+
+HALF_WAY = {"stalls": stall, "garbles": garble, "halves": halve, "drips": drip}
 
 
 def main(mode: str, words: list[str]) -> None:
