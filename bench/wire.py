@@ -161,7 +161,7 @@ class Response:
     def _delimit(self) -> None:
         """Find out where the body ends; one in a form that nobody asked for is not unpacked."""
         unasked = self.headers.get("content-encoding", "identity").lower()
-        if self.status == 101 or unasked != "identity":
+        if self.status == 101 or unasked not in ("", "identity"):
             raise ValueError(f"an HTTP response in a form that was not asked for: {unasked[:40]!r}, {self.status}")
         transfer = self.headers.get("transfer-encoding", "").lower()
         if transfer not in ("", "identity", "chunked"):
