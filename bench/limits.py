@@ -20,7 +20,7 @@ class Limits:
     first_token_s: float = 600
     gap_s: float = 120  # in which nothing comes, once an answer has begun
     request_s: float = 600  # until the answer is whole
-    control_s: float = 120  # the same for all that is no measured request: models, metrics, reset, how to ask
+    control_s: float = 60  # the same for all that is no measured request: models, metrics, reset, how to ask
     start_s: float = 1200  # of a server
     stop_s: float = 20
     help_s: float = 180  # vLLM's own, of what it knows

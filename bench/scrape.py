@@ -74,7 +74,7 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and text.isdigit() else None
 
 
-def fetch(base_url: str, key: str | None = None, limit_s: float = 120) -> str | None:
+def fetch(base_url: str, key: str | None = None, limit_s: float = 60) -> str | None:
     """The metrics page, or None where a server has none."""
     try:
         reply = asking.reply(f"{base_url}/metrics", key, limit_s=limit_s)
@@ -90,7 +90,7 @@ async def watching(
     now: Callable[[], float],
     keep: Callable[[float, Sample], None],
     every_s: float = 1.0,
-    limit_s: float = 120,
+    limit_s: float = 60,
 ) -> AsyncIterator[None]:
     """Hand a sample to `keep` every `every_s` seconds while the body runs."""
 

@@ -34,7 +34,7 @@ class Endpoint:
     key: str | None = None
     process: subprocess.Popen[bytes] | None = None
     log: Path | None = None
-    control_s: float = 120
+    control_s: float = 60
 
     def reset_cache(self) -> bool:
         """True if the server says that its prefix cache is empty now."""
@@ -54,7 +54,7 @@ class Endpoint:
         return f"vLLM ended with exit code {self.process.returncode}: {diagnosis.cause(self.log)}"
 
 
-def connect(url: str, wanted: str | None, key: str | None, control_s: float = 120) -> Endpoint:
+def connect(url: str, wanted: str | None, key: str | None, control_s: float = 60) -> Endpoint:
     """A server that someone else runs."""
     if not url.startswith(("http://", "https://")):
         raise BenchError(f"--endpoint {url!r} is not a URL", f"did you mean http://{url}?")

@@ -43,12 +43,20 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/completions":
             return self.answer(404, b"{}")
         Handler.asked += 1
+        if asked := os.environ.get("FAKE_ASKED"):  # a file of a line a request, for a test to count
+            with open(asked, "a") as log:
+                log.write(f"{len(wanted['prompt'])}\n")
         if self.mode == "dies" and Handler.asked > 6:
             os._exit(9)
-        if self.mode == "errors" and Handler.asked > 6:
-            return self.answer(500, b'{"error":{"message":"boom"}}')
-        if self.mode in HALF_WAY and Handler.asked > 6:
-            return HALF_WAY[self.mode](self)
+        if self.mode == "dies-once" and Handler.asked > 38 and not os.path.exists("died"):
+            open("died", "w").close()
+            os._exit(9)
+        if self.mode == "deaf-late" and Handler.asked > 38:
+            time.sleep(2)
+        if self.mode == "paced":
+            time.sleep(0.03)
+        if self.mode in AFTER_SIX and Handler.asked > 6:
+            return AFTER_SIX[self.mode](self)
         words = wanted["max_tokens"]
         events = [
             {"choices": [{"text": " one", "finish_reason": "length" if i == words - 1 else None}]} for i in range(words)
@@ -66,6 +74,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def refuse(one: Handler) -> None:
+    one.answer(500, b'{"error":{"message":"boom"}}')
 
 
 def stall(one: Handler) -> None:
@@ -97,7 +109,7 @@ def begin(one: Handler, more: bytes = b"") -> None:
     one.wfile.write(b'data: {"choices": [{"text": " one", "finish_reason": null}]}\n\n' + more)
 
 
-HALF_WAY = {"stalls": stall, "garbles": garble, "halves": halve, "drips": drip}
+AFTER_SIX = {"errors": refuse, "stalls": stall, "garbles": garble, "halves": halve, "drips": drip}
 
 
 def main(mode: str, words: list[str]) -> None:
