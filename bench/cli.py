@@ -18,6 +18,7 @@ from bench.errors import BenchError, Exit
 if TYPE_CHECKING:  # --help must not wait for numpy
     from bench.compare import Side
     from bench.engine import Vllm
+    from bench.limits import Limits
     from bench.progress import Terminal
     from bench.recipe import Launch
     from bench.server import Endpoint
@@ -150,10 +151,15 @@ def cli() -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, help="The same seed replays the same session shapes.")
 @click.option(
     "--timeout",
-    "timeout_s",
-    type=click.FloatRange(0, min_open=True),
-    default=600.0,
-    help="Seconds after which a request is given up.",
+    metavar="SECONDS",
+    help="After which a request is given up.  [default: 600]",
+)
+@click.option(
+    "--limit",
+    multiple=True,
+    metavar="NAME=SECONDS",
+    help="How long to wait: connect=30, first-token=600, gap=120 (between two pieces of an answer), request=600 (the "
+    "same as --timeout), control=60 (whatever else is asked), start=1200, stop=20, help=180. May be repeated.",
 )
 @click.option(
     "--client",
@@ -224,6 +230,7 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
     from bench import sweep as job
 
     knee.parse_slo(given["slo"])
+    given["limits"] = _limits(given)
     terminal = progress.Terminal()
     launches = _launches(given)
     vllm = _vllm(given, launches, terminal)
@@ -243,7 +250,8 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
     variants = [job.Variant("endpoint", None, lambda: nullcontext(endpoint))] if endpoint else []
     for name, launch in launches.items():
         assert vllm is not None
-        variants.append(job.Variant(name, launch, partial(server.serve, vllm, launch, folder.path, terminal.say)))
+        begin = partial(server.serve, vllm, launch, folder.path, terminal.say, plan.limits.start_s)
+        variants.append(job.Variant(name, launch, begin))
     run = job.manifest(plan, variants, ["bench", *sys.argv[1:]], given["slo"])
     with folder.held():
         if before is not None:
@@ -402,7 +410,7 @@ def _vllm(given: dict[str, Any], launches: Launches, terminal: "Terminal") -> "V
             raise
         terminal.print(f"{error.message}: whether it knows this precision and these flags could not be checked")
         return None
-    vllm = engine.ask(command, terminal.say)
+    vllm = engine.ask(command, terminal.say, given["limits"].help_s)
     for launch in launches.values():
         engine.check(vllm, launch.arguments(launch.model, 0), launch.kv, launch.precision.dtype, launch.file.kv)
         server.choose_port(launch)
@@ -412,10 +420,17 @@ def _vllm(given: dict[str, Any], launches: Launches, terminal: "Terminal") -> "V
 def _endpoint(given: dict[str, Any]) -> "Endpoint":
     from bench import server
 
-    return server.connect(given["endpoint"], given["model"], os.environ.get("BENCH_API_KEY"))
+    return server.connect(given["endpoint"], given["model"], os.environ.get("BENCH_API_KEY"), given["limits"].control_s)
 
 
-OF_A_PLAN = ("max_c", "bounds", "miss_rates", "requests", "repeats", "seed", "timeout_s", "processes")
+def _limits(given: dict[str, Any]) -> "Limits":
+    from bench.limits import Limits
+
+    timeout = [f"request={given['timeout']}"] if given["timeout"] is not None else []
+    return Limits.of([*timeout, *given["limit"]])
+
+
+OF_A_PLAN = ("max_c", "bounds", "miss_rates", "requests", "repeats", "seed", "limits", "processes")
 
 
 def _plan(given: dict[str, Any], launches: Launches, endpoint: "Endpoint | None") -> "Plan":

@@ -2,24 +2,26 @@
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-import httpx
-
-from bench import scrape
-from bench.connection import Connection, Dialer, Pieces
-from bench.dialect import Answer, Dialect, error_text, understand
+from bench import asking
+from bench.asking import Reply
+from bench.connection import Connection, Dialer, Pieces, Untaken
+from bench.dialect import NEVER, SAID, Answer, Dialect, begun, cached, count, error_text, said, understand
 from bench.errors import BenchError, Exit
+from bench.limits import Limits, Overdue
 from bench.records import Status, TurnRecord
 from bench.wire import Response, Stamp
 from bench.workload import Turn
 
 KEEP_IDLE_S = 4.0  # vLLM's server closes an idle connection after 5
-NEVER = Stamp(0.0, 0.0)
+Problem = tuple[Status, str]
+Ask = Callable[[str, bytes], Reply]
 
 # Frequent words of one length that common tokenizers hold as one token each when a space stands before them.
 COMMON = (
@@ -37,7 +39,7 @@ class Target:
     model: str
     dialect: Dialect
     epoch: float
-    timeout_s: float = 600
+    limits: Limits = field(default_factory=Limits)
     key: str | None = None
 
 
@@ -45,10 +47,10 @@ class Client:
     """`send` over HTTP."""
 
     def __init__(self, target: Target) -> None:
-        self.target, self.dialect, self.timeout_s = target, target.dialect, target.timeout_s
+        self.target, self.dialect, self.limits = target, target.dialect, target.limits
         url = urlsplit(target.base_url)
         tls = url.scheme == "https"
-        self._dialer = Dialer(url.hostname or "127.0.0.1", url.port or (443 if tls else 80), tls)
+        self._dialer = Dialer(url.hostname or "127.0.0.1", url.port or (443 if tls else 80), tls, self.limits.connect_s)
         authorization = f"Authorization: Bearer {target.key}\r\n" if target.key else ""
         self._headers = (
             f"POST {url.path.rstrip('/')}{self.dialect.path} HTTP/1.1\r\nHost: {url.netloc}\r\n{authorization}"
@@ -67,25 +69,19 @@ class Client:
                 self._rest(connection)
 
     def _rest(self, connection: Connection) -> None:
-        connection.idle_since = time.perf_counter()
+        connection.rest()
         self._idle.append(connection)
 
     async def send(self, turn: Turn) -> TurnRecord:
         request = self._request(turn)
-        response, answer = Response(), Answer()
-        status: Status = "failed"
         sent_at = time.perf_counter()
-        try:
-            response = await self._exchange(request)
-            answer = _read(response)
-            status, error = judge(answer)
-        except TimeoutError:
-            status, error = "timeout", f"no whole answer within {self.timeout_s:g} s"
-        except (OSError, ValueError) as problem:
-            error = str(problem) or type(problem).__name__
-        ended_at = time.perf_counter() if response.last is None else response.last.arrived
-        said = self.dialect.answer(response.body) if status == "ok" else b""
-        return record(turn, self.target, answer, status, error, sent_at, ended_at, said)
+        response, problem = await self._exchange(request)
+        answer = _read(response)
+        stamps = [] if problem else [stamp.arrived for stamp in (answer.first, answer.last, response.last) if stamp]
+        ended_at = max(stamps, default=time.perf_counter())  # a stamp may be late by what lies between two clocks
+        words = self.dialect.answer(response.body) if problem is None and answer.error is None else b""
+        status, error = problem or judge(answer, turn, self.dialect, words)
+        return record(turn, self.target, answer, status, error, sent_at, ended_at, words if status == "ok" else b"")
 
     def _request(self, turn: Turn) -> Pieces:
         """In pieces: what a session has said before is neither copied nor made again."""
@@ -94,25 +90,36 @@ class Client:
         size = len(self._head) + sum(map(len, turn.prompt)) + len(tail)
         return (b"%b%d\r\n\r\n%b" % (self._headers, size, self._head), *turn.prompt, tail)
 
-    async def _exchange(self, request: Pieces) -> Response:
+    async def _exchange(self, request: Pieces) -> tuple[Response, Problem | None]:
+        """What came, and what kept the rest from coming."""
+        connection = Connection()
+        try:
+            connection = self._rested() or await self._dialer.connect()
+            used = connection.idle_since > 0
+            try:
+                return await self._ask(connection, request), None
+            except Untaken:
+                if not used:
+                    raise
+            connection = await self._dialer.connect()  # the other was closed while it lay idle
+            return await self._ask(connection, request), None
+        except Overdue as over:
+            return connection.response, ("timeout", str(over))
+        except (OSError, ValueError) as problem:
+            why = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
+            return connection.response, ("failed", why)
+
+    def _rested(self) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
-            if not connection.open or time.perf_counter() - connection.idle_since > KEEP_IDLE_S:
-                connection.close()
-                continue
-            try:
-                return await self._ask(connection, request)
-            except ConnectionError:
-                if connection.response.touched:
-                    raise
-                break  # closed while it lay idle, most likely: nothing was answered, so it is asked again
-        async with asyncio.timeout(self.timeout_s):
-            connection = await self._dialer.connect()
-        return await self._ask(connection, request)
+            if connection.open and time.perf_counter() - connection.idle_since < KEEP_IDLE_S:
+                return connection
+            connection.close()
+        return None
 
     async def _ask(self, connection: Connection, request: Pieces) -> Response:
         try:
-            response = await connection.ask(request, self.timeout_s)
+            response = await connection.ask(request, self.limits, _begun)
         except BaseException:
             connection.close()
             raise
@@ -136,10 +143,10 @@ def record(
     error: str | None,
     sent_at: float,
     ended_at: float,
-    said: bytes = b"",
+    words: bytes = b"",
 ) -> TurnRecord:
-    details = answer.usage.get("prompt_tokens_details") or {}
-    absent = 0 if target.dialect.reports_cached and answer.usage else None
+    details = cached(answer.usage)
+    absent = 0 if target.dialect.reports_cached and answer.usage and "cached_tokens" not in details else None
     first, last, epoch = answer.first, answer.last, target.epoch
     # A wall clock that was set between arrival and reading moves a stamp, but never before what was before it.
     first = first and Stamp(max(sent_at, first.arrived), first.read)
@@ -160,9 +167,9 @@ def record(
         end_s=ended_at - epoch,
         planned_prompt_tokens=turn.prompt_tokens,
         planned_output_tokens=turn.output_tokens,
-        prompt_tokens=answer.usage.get("prompt_tokens"),
-        output_tokens=answer.usage.get("completion_tokens"),
-        cached_tokens=details.get("cached_tokens", absent),
+        prompt_tokens=count(answer.usage, "prompt_tokens"),
+        output_tokens=count(answer.usage, "completion_tokens"),
+        cached_tokens=count(details, "cached_tokens") if absent is None else absent,
         eligible_tokens=turn.eligible_tokens,
         finish_reason=answer.finish_reason,
         error=error,
@@ -170,7 +177,7 @@ def record(
         prefill_s=_seconds(answer.timing.get("time_to_first_token_ms")),
         read_late_s=None if first is None or first.read == first.arrived else first.read - first.arrived,
         attempt=turn.attempt,
-        answer=said,
+        answer=words,
     )
 
 
@@ -212,22 +219,34 @@ class Keeping:
             raise self._problem
 
 
+def _begun(response: Response) -> bool:
+    return response.status == 200 and begun(response.so_far())
+
+
 def _read(response: Response) -> Answer:
-    if response.status == 200:
-        return understand(response.body, response.when)
+    if response.status in (0, 200):
+        answer = understand(response.body, response.when)
+        kind = response.headers.get("content-type", "")
+        if answer.first is None and ("json" in kind or "html" in kind):
+            answer.error = answer.error or f"{said(kind)} instead of a stream of events: {_words(response.body)}"
+        return answer
+    return Answer(error=f"HTTP {response.status}: {_words(response.body) or 'and not a word why'}")
+
+
+def _words(body: bytes) -> str:
     try:
-        text = error_text(json.loads(response.body))
-    except ValueError:
-        text = response.body.decode(errors="replace")[:500]
-    return Answer(error=f"HTTP {response.status}: {text}")
+        return error_text(json.loads(body))
+    except (ValueError, RecursionError):
+        return said(body[: 4 * SAID].decode(errors="replace"))
 
 
-def _seconds(ms: float | None) -> float | None:
-    return None if ms is None else ms / 1e3
+def _seconds(ms: object) -> float | None:
+    """A server's own time, if it is one."""
+    return ms / 1e3 if isinstance(ms, int | float) and 0 <= ms < math.inf else None
 
 
-def judge(answer: Answer) -> tuple[Status, str | None]:
-    """A stream that merely stopped is not a success."""
+def judge(answer: Answer, turn: Turn, dialect: Dialect, words: bytes) -> tuple[Status, str | None]:
+    """A stream that merely stopped is not a success, nor is one that contradicts itself."""
     if answer.error is not None:
         return "failed", answer.error
     if answer.first is None:
@@ -236,24 +255,49 @@ def judge(answer: Answer) -> tuple[Status, str | None]:
         return "truncated", "the stream ended without [DONE]"
     if answer.finish_reason is None:
         return "truncated", "the stream ended without a finish reason"
-    return "ok", None
+    if dialect.reports_usage and not answer.usage:
+        return "truncated", "the stream ended without usage, which this server gave when it was first asked"
+    wrong = _contradiction(answer.usage, turn.output_tokens, dialect.forced, dialect.tokens(words))
+    return ("failed", wrong) if wrong else ("ok", None)
 
 
-def probe(base_url: str, model: str, key: str | None, vocabulary: int | None) -> Dialect:
+def _contradiction(usage: dict[str, Any], asked: int, forced: bool, came: int | None) -> str | None:
+    for told, name in ((usage, "prompt_tokens"), (usage, "completion_tokens"), (cached(usage), "cached_tokens")):
+        if told.get(name) is not None and count(told, name) is None:
+            return f"the usage is no count: {name} is {said(told[name])[:40]!r}"
+    prompt, output = count(usage, "prompt_tokens"), count(usage, "completion_tokens")
+    if prompt is not None and (count(cached(usage), "cached_tokens") or 0) > prompt:
+        return f"the usage contradicts itself: more tokens cached than the prompt's {prompt}"
+    if output is None:
+        return None
+    if output != asked if forced else not 0 < output <= asked:
+        return f"the server counted {output} tokens in its answer, and was asked for {asked}"
+    if came is not None and came != output:
+        return f"the server counted {output} tokens in its answer, and {came} came"
+    return None
+
+
+def probe(base_url: str, model: str, key: str | None, vocabulary: int | None, limit_s: float = 60) -> Dialect:
     """Ask the target how it takes prompts; `vocabulary` is the size of our own synthetic tokenizer's, if it is that."""
-    with httpx.Client(base_url=base_url, headers=scrape.bearer(key), timeout=120, trust_env=False) as http:
-        problems: list[str] = []
-        for candidate in _candidates(http, model, vocabulary):
-            asked = b"".join((candidate.head(model), _sample(candidate), candidate.tail(4)))
+
+    def ask(path: str, content: bytes) -> Reply:
+        return asking.reply(f"{base_url}{path}", key, content, limit_s)
+
+    problems: list[str] = []
+    for candidate in _candidates(ask, model, vocabulary):
+        asked = b"".join((candidate.head(model), _sample(candidate), candidate.tail(4)))
+        try:
             for _ in range(2):  # the second finds the first one's blocks
-                response = http.post(candidate.path, content=asked, headers={"Content-Type": "application/json"})
-            answer = understand(response.content, lambda _: NEVER) if response.status_code == 200 else Answer()
-            if answer.first is not None and not answer.error and candidate.answer(response.content):
-                details = answer.usage.get("prompt_tokens_details")
-                return replace(candidate, reports_cached=bool(details and details.get("cached_tokens")))
-            problems.append(
-                f"{candidate.path} with {candidate.name}: HTTP {response.status_code} {response.text[:120]}"
-            )
+                reply = ask(candidate.path, asked)
+        except OSError as problem:
+            problems.append(f"{candidate.path} with {candidate.name}: {problem}")
+            continue
+        answer = understand(reply.body, lambda _: NEVER) if reply.status == 200 else Answer()
+        if answer.first is not None and not answer.error and candidate.answer(reply.body):
+            reports_cached = bool(count(cached(answer.usage), "cached_tokens"))
+            return replace(candidate, reports_cached=reports_cached, reports_usage=bool(answer.usage))
+        why = answer.error or _words(reply.body)[:120]
+        problems.append(f"{candidate.path} with {candidate.name}: HTTP {reply.status} {why}")
     raise BenchError(f"{base_url} answers none of the ways bench can ask", "; ".join(problems), Exit.SERVER)
 
 
@@ -261,14 +305,14 @@ def _sample(dialect: Dialect) -> bytes:
     return dialect.separator.join((dialect.words * 600)[:600])
 
 
-def _candidates(http: httpx.Client, model: str, vocabulary: int | None) -> Iterator[Dialect]:
+def _candidates(ask: Ask, model: str, vocabulary: int | None) -> Iterator[Dialect]:
     """From exact to approximate."""
     completions, chat = "/v1/completions", "/v1/chat/completions"
     if vocabulary:
         words = tuple(str(token).encode() for token in range(min(vocabulary - 8, 1 << 16)))
         yield Dialect("token ids", completions, b'"prompt":[', b"]", words, b",", "word", True)
         return
-    if ids := _token_ids(http, model):
+    if ids := _token_ids(ask, model):
         words = tuple(str(token).encode() for token in ids)
         yield Dialect("token ids, answers by id", completions, b'"prompt":[', b"]", words, b",", "id", True)
     words = tuple(word.encode() for word in COMMON)
@@ -279,10 +323,15 @@ def _candidates(http: httpx.Client, model: str, vocabulary: int | None) -> Itera
         yield Dialect("chat text", chat, opening, b'"}]', words, b" ", "text", forced)
 
 
-def _token_ids(http: httpx.Client, model: str) -> list[int]:
-    response = http.post("/tokenize", json={"model": model, "prompt": " ".join(COMMON), "add_special_tokens": False})
-    if response.status_code != 200:
+def _token_ids(ask: Ask, model: str) -> list[int]:
+    wanted = {"model": model, "prompt": " ".join(COMMON), "add_special_tokens": False}
+    try:
+        reply = ask("/tokenize", json.dumps(wanted).encode())
+        told = json.loads(reply.body)["tokens"] if reply.status == 200 else []
+        known = sorted({token for token in told if type(token) is int and token >= 0})
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
-    known = sorted(set(response.json().get("tokens", [])))
+    if not known:
+        return []
     # A tokenizer without our words makes one unknown word of them all, and equal prompts would hit each other's blocks.
     return known if len(known) > len(COMMON) / 2 else list(range(256, 1280))

@@ -5,6 +5,7 @@ Written by hand because a load client must not add its own milliseconds, and no 
 
 import asyncio
 import contextlib
+import fcntl
 import resource
 import select
 import selectors
@@ -12,11 +13,13 @@ import socket
 import ssl
 import struct
 import sys
+import termios
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar, copy_context
 from typing import Any, Protocol, TypeVar
 
+from bench.limits import Limits, Overdue, Watch
 from bench.wire import Came, Response, Stamp
 
 READ = 1 << 13  # at a time: a streamed token takes some hundred bytes
@@ -28,6 +31,7 @@ T = TypeVar("T")
 Pieces = Sequence[bytes | memoryview]
 Address = tuple[Any, ...]  # as getaddrinfo has it
 ABSURD_S = 60.0  # the wall clock was set between arrival and reading
+RACE_S = 1.0  # in which a server's end of an idle connection and our request may have crossed
 
 
 class Way(Protocol):
@@ -44,6 +48,21 @@ class Way(Protocol):
     def drained(self) -> bool:
         """Nothing of a request is left to be sent."""
 
+    @property
+    def untaken(self) -> bool:
+        """Nothing of the last request has reached the peer's machine."""
+
+
+class Untaken(ConnectionError):
+    """The connection ended, and the peer cannot have taken the request."""
+
+
+class Unasked(Response):
+    """Of a connection that lies idle: whatever comes is refused."""
+
+    def feed(self, came: Came, data: bytes) -> bool:
+        raise ValueError("bytes that nobody asked for")
+
 
 class Connection:
     """A kept-alive connection with one request on it at a time."""
@@ -51,6 +70,7 @@ class Connection:
     def __init__(self) -> None:
         self.response = Response()
         self.idle_since = 0.0
+        self._asked_at = 0.0
         self.way: Way | None = None
         self._ended: asyncio.Future[Response] | None = None
 
@@ -62,17 +82,24 @@ class Connection:
     def drained(self) -> bool:
         return self.way is not None and self.way.drained
 
-    async def ask(self, request: Pieces, timeout_s: float) -> Response:
+    async def ask(self, request: Pieces, limits: Limits, begun: Callable[[Response], bool]) -> Response:
+        """`begun`: a token is among what has come."""
         assert self.way is not None
         loop = asyncio.get_running_loop()
         self.response = Response(_stamp)
         self._ended = loop.create_future()
+        self._asked_at = time.perf_counter()
         self.way.write(request)
-        alarm = loop.call_later(timeout_s, self._end, TimeoutError())
+        watch = Watch(limits, loop, lambda: self.response.heard, lambda: begun(self.response), self._end)
         try:
             return await self._ended
         finally:
-            alarm.cancel()
+            watch.stop()
+
+    def rest(self) -> None:
+        """Until the next request."""
+        self.response = Unasked()
+        self.idle_since = time.perf_counter()
 
     def received(self, came: Came, data: bytes) -> bool:
         """True at the end."""
@@ -81,14 +108,32 @@ class Connection:
                 return False
             self._end(None)
         except ValueError as error:
-            self._end(ConnectionError(f"garbage instead of HTTP: {error}"))
+            self._end(ConnectionError(f"what came is no answer: {error}"))
             self.close()
         return True
 
-    def lost(self) -> None:
-        self.response.closed()
-        self._end(None if self.response.whole else ConnectionError("the server closed the connection in mid-answer"))
+    def lost(self, problem: Exception | None = None) -> None:
+        """`problem`: why, unless the server simply ended it."""
+        if problem is None:
+            self.response.closed()
+        self._end(None if self.response.whole else self._loss(problem))
         self.close()
+
+    def _loss(self, problem: Exception | None) -> ConnectionError:
+        if self.response.touched:
+            why = "the server closed the connection in mid-answer"
+        else:
+            why = "the server closed the connection without an answer"
+        if problem is not None:
+            why = f"the connection failed: {getattr(problem, 'strerror', None) or problem}"
+        return Untaken(why) if self._untaken(problem) else ConnectionError(why)
+
+    def _untaken(self, problem: Exception | None) -> bool:
+        """A server that ends, or dies, once it has read a request closes in order; one that resets has not read all."""
+        if self.response.touched or self.way is None:
+            return False
+        reset = isinstance(problem, ConnectionResetError | BrokenPipeError)
+        return self.way.untaken or (reset and time.perf_counter() - self._asked_at < RACE_S)
 
     def _end(self, error: Exception | None) -> None:
         if self._ended is None or self._ended.done():
@@ -188,6 +233,7 @@ class Line:
         made.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         self._socket, self._ear, self._connection = made, ear, connection
         self._unsent = memoryview(b"")
+        self._asked = 0  # bytes
         ear.attend(self, made.fileno(), select.EPOLLIN)
 
     @property
@@ -198,12 +244,20 @@ class Line:
     def drained(self) -> bool:
         return not self._unsent
 
+    @property
+    def untaken(self) -> bool:
+        unacknowledged = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        return int.from_bytes(unacknowledged, sys.byteorder) + len(self._unsent) >= self._asked
+
     def write(self, pieces: Pieces) -> None:
+        self._asked = sum(map(len, pieces))
         try:
             sent = self._socket.sendmsg(pieces[:PIECES])
         except BlockingIOError:
             sent = 0
-        if sent < sum(map(len, pieces)):
+        except OSError as error:
+            raise Untaken(f"the connection failed: {error.strerror}") from None
+        if sent < self._asked:
             self._unsent = memoryview(b"".join(pieces))[sent:]
             self._ear.attend(self, self._socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
@@ -215,8 +269,8 @@ class Line:
             return mask != select.EPOLLOUT and self._read()
         except BlockingIOError:
             return False
-        except OSError:
-            self._connection.lost()
+        except OSError as error:
+            self._connection.lost(error)
             return True
 
     def _write_on(self) -> None:
@@ -269,6 +323,10 @@ class Streamed(asyncio.Protocol):
     def drained(self) -> bool:
         return self._transport is not None and not self._transport.get_write_buffer_size()
 
+    @property
+    def untaken(self) -> bool:
+        return False  # nobody tells
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
@@ -278,7 +336,7 @@ class Streamed(asyncio.Protocol):
         self._connection.received((read, 0.0, []), data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.lost()
+        self._connection.lost(exc)
 
     def write(self, pieces: Pieces) -> None:
         assert self._transport is not None
@@ -292,20 +350,29 @@ class Streamed(asyncio.Protocol):
 class Dialer:
     """Makes connections to one host."""
 
-    def __init__(self, host: str, port: int, tls: bool) -> None:
-        self._host, self._port = host, port
+    def __init__(self, host: str, port: int, tls: bool, limit_s: float) -> None:
+        self._host, self._port, self._limit_s = host, port, limit_s
         self._tls = ssl.create_default_context() if tls else None
         self._addresses: list[Address] = []
 
     async def connect(self) -> Connection:
         made = Connection()
+        try:
+            async with asyncio.timeout(self._limit_s) as limit:
+                made.way = await self._way(made)
+        except TimeoutError:
+            if limit.expired():
+                raise Overdue(f"no connection within {self._limit_s:g} s", "connect") from None
+            raise  # the kernel's own limit came first
+        return made
+
+    async def _way(self, made: Connection) -> Way:
         ear = HEARING.get(None)
         if self._tls is None and ear is not None:
-            made.way = Line(await self._dial(), ear, made)
-        else:
-            make = asyncio.get_running_loop().create_connection
-            _, made.way = await make(lambda: Streamed(made), self._host, self._port, ssl=self._tls)
-        return made
+            return Line(await self._dial(), ear, made)
+        make = asyncio.get_running_loop().create_connection
+        _, way = await make(lambda: Streamed(made), self._host, self._port, ssl=self._tls)
+        return way
 
     async def _dial(self) -> socket.socket:
         """The name is looked up once: in mid-level that would be somebody's TTFT."""

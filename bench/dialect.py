@@ -11,9 +11,14 @@ from bench.wire import Events, Stamp
 # What stands in an event that is worth parsing; the others only carry text, which is copied as it stands.
 TELLING = tuple(
     name + gap + value
-    for name, value in ((b'"finish_reason":', b'"'), (b'"usage":', b"{"), (b'"metrics":', b"{"), (b'"error":', b""))
-    for gap in ((b"", b" ") if value else (b"",))
+    for name, value in ((b'"finish_reason":', b'"'), (b'"usage":', b"{"), (b'"metrics":', b"{"))
+    for gap in (b"", b" ")
 )
+ERROR = re.compile(rb'"error":\s*(?!null)')
+DONE = b"[DONE]"
+NEVER = Stamp(0.0, 0.0)
+SAID = 500  # characters of what a server says are kept
+COUNTABLE = 1 << 53
 STRING = rb'\s*"([^"\\]*(?:\\.[^"\\]*)*)"'
 TEXT = {"/v1/completions": re.compile(rb'"text":' + STRING)}
 CHAT_TEXT = re.compile(rb'"(?:content|reasoning_content)":' + STRING)
@@ -35,6 +40,7 @@ class Dialect:
     answers: Literal["word", "id", "text"]
     forced: bool  # output length can be forced
     reports_cached: bool = False
+    reports_usage: bool = False
 
     def head(self, model: str) -> bytes:
         return b'{"model":' + json.dumps(model).encode() + b"," + self.opening
@@ -58,6 +64,12 @@ class Dialect:
         text = b"".join(TEXT.get(self.path, chat).findall(body)).strip()
         return text if self.answers == "text" else b",".join(WORD.findall(text))
 
+    def tokens(self, answer: bytes) -> int | None:
+        """Of an answer in this notation; how many a text has, only the server knows."""
+        if self.answers == "text":
+            return None
+        return answer.count(b",") + 1 if answer else 0
+
 
 @dataclass(slots=True)
 class Answer:
@@ -73,8 +85,23 @@ class Answer:
 
 
 def understand(body: bytes, when: Callable[[int], Stamp]) -> Answer:
-    """Of all events only the few that tell something are parsed."""
-    answer, events = Answer(), Events(body)
+    """Of all events only the few that tell something are parsed. What cannot be read is an error; what was read before
+    stays."""
+    answer = Answer()
+    try:
+        _take_in_all(answer, body, when)
+    except (ValueError, RecursionError) as problem:
+        answer.error = answer.error or said(f"the stream cannot be read: {problem}")
+    return answer
+
+
+def begun(body: bytes) -> bool:
+    """A token is in it."""
+    return understand(body, lambda _: NEVER).first is not None
+
+
+def _take_in_all(answer: Answer, body: bytes, when: Callable[[int], Stamp]) -> None:
+    events = Events(body)
     reached = 0
     for span in events.forward():
         _take_in(answer, events.data(span), span[1], when)
@@ -82,36 +109,94 @@ def understand(body: bytes, when: Callable[[int], Stamp]) -> Answer:
         if answer.first is not None:
             break
     told = {events.around(found) for key in TELLING if (found := body.rfind(key)) >= reached}
+    if body.rfind(b'"error":') >= 0:  # half the time of `in`
+        told |= {events.around(found.start()) for found in ERROR.finditer(body, reached)}
     for telling in sorted(span for span in told if span):
         _take_in(answer, events.data(telling), telling[1], when)
-    answer.done = next((data for span in events.backward() if (data := events.data(span))), None) == b"[DONE]"
-    return answer
+    answer.done = _ended(body, events)
+
+
+def _ended(body: bytes, events: Events) -> bool:
+    """By [DONE], once and behind all else. What tells nothing is not parsed, but it has to look as it should."""
+    if b"\0" in body:
+        raise ValueError("a NUL is in it")
+    if not body.isascii():
+        body.decode()
+    return events.tidy() or _ended_behind(body, events)
+
+
+def _ended_behind(body: bytes, events: Events) -> bool:
+    done, reached = False, 0
+    for span in events.forward():
+        reached = span[1]
+        data = events.data(span)
+        if data is None:
+            continue
+        if done:
+            raise ValueError("something came after [DONE]")
+        done = data == DONE
+        if not done and not (data.lstrip().startswith(b"{") and data.rstrip().endswith(b"}")):
+            raise ValueError(f"an event that is no completion: {data[:80]!r}")
+    if done and body[reached:].strip():
+        raise ValueError("something came after [DONE]")
+    return done
 
 
 def _take_in(answer: Answer, data: bytes | None, end: int, when: Callable[[int], Stamp]) -> None:
-    if data is None or data == b"[DONE]":
+    if data is None or data == DONE:
         return
     event = json.loads(data)
-    if not isinstance(event, dict) or not all(isinstance(choice, dict) for choice in event.get("choices") or ()):
+    if not isinstance(event, dict):
         raise ValueError(f"an event that is no completion: {data[:80]!r}")
     if event.get("error"):
-        answer.error = error_text(event)
-    answer.usage = event.get("usage") or answer.usage
-    answer.timing = event.get("metrics") or answer.timing
-    for choice in event.get("choices") or ():
+        answer.error = answer.error or error_text(event)
+    answer.usage = _object(event, "usage") or answer.usage
+    answer.timing = _object(event, "metrics") or answer.timing
+    for choice in _choices(event):
         if answer.first is None and _is_token(choice):
             answer.first = when(end)
-        if choice.get("finish_reason"):
-            answer.finish_reason, answer.last = choice["finish_reason"], when(end)
+        if finish := choice.get("finish_reason"):
+            answer.finish_reason, answer.last = said(finish), max(when(end), answer.first or NEVER)
+
+
+def _object(event: dict[str, Any], name: str) -> dict[str, Any]:
+    found = event.get(name) or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"its {name} is {str(found)[:80]!r}")
+    return found
+
+
+def _choices(event: dict[str, Any]) -> list[dict[str, Any]]:
+    found = event.get("choices") or []
+    if not isinstance(found, list) or not all(isinstance(choice, dict) for choice in found):
+        raise ValueError(f"its choices are {str(found)[:80]!r}")
+    return found
 
 
 def _is_token(choice: dict[str, Any]) -> bool:
     """Chat servers open with an event that only names the role: not a token yet. vLLM never sends an empty one."""
-    delta = choice.get("delta") or {}
-    said = ("content", "reasoning", "reasoning_content", "tool_calls")
-    return "text" in choice or any(delta.get(name) for name in said)
+    delta = _object(choice, "delta")
+    return "text" in choice or any(
+        delta.get(name) for name in ("content", "reasoning", "reasoning_content", "tool_calls")
+    )
+
+
+def count(told: dict[str, Any], name: str) -> int | None:
+    """None where there is none, or something else."""
+    value = told.get(name)
+    return value if type(value) is int and 0 <= value < COUNTABLE else None
+
+
+def cached(usage: dict[str, Any]) -> dict[str, Any]:
+    details = usage.get("prompt_tokens_details")
+    return details if isinstance(details, dict) else {}
 
 
 def error_text(body: Any) -> str:
     error = body.get("error", body) if isinstance(body, dict) else body
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
+    return said(error.get("message", error) if isinstance(error, dict) else error)
+
+
+def said(what: object) -> str:
+    """By a server, in our records and on a user's screen."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(what)[:SAID])

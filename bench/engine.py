@@ -44,14 +44,14 @@ def find(given: str | None, device: str) -> tuple[str, ...]:
     raise BenchError("no vllm to be found", f"{how}, give --vllm COMMAND, or --dry-run to see what would be done")
 
 
-def ask(command: tuple[str, ...], say: Callable[[str], None]) -> Vllm:
+def ask(command: tuple[str, ...], say: Callable[[str], None], limit_s: float = 180) -> Vllm:
     """What this vLLM knows, from its own help; remembered until its script changes, for it takes 20 s to say."""
     note = _note(command)
     if note is not None and note.is_file():
         known = json.loads(note.read_text())
         return Vllm(command, known["version"], frozenset(known["flags"]), tuple(known["kv_dtypes"]))
     say("asking vLLM what it knows (20 s, once)")
-    version, text = _output(command, "--version"), _output(command, "serve", "--help=all")
+    version, text = _output(command, limit_s, "--version"), _output(command, limit_s, "serve", "--help=all")
     flags = sorted(set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", text)))
     choices = re.search(r"--kv-cache-dtype \{([^}]*)\}", text)
     vllm = Vllm(
@@ -86,9 +86,9 @@ def _note(command: tuple[str, ...]) -> Path | None:
     return home / f"{hashlib.sha256(stamp.encode()).hexdigest()[:16]}.json"
 
 
-def _output(command: tuple[str, ...], *arguments: str) -> str:
+def _output(command: tuple[str, ...], limit_s: float, *arguments: str) -> str:
     try:
-        ran = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=180)
+        ran = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=limit_s)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BenchError(f"`{shlex.join([*command, *arguments])}` does not run: {error}") from None
     return ran.stdout or ran.stderr

@@ -3,10 +3,10 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-import httpx
+from bench import asking
 
 LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -74,17 +74,13 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and text.isdigit() else None
 
 
-def fetch(base_url: str, key: str | None = None) -> str | None:
+def fetch(base_url: str, key: str | None = None, limit_s: float = 60) -> str | None:
     """The metrics page, or None where a server has none."""
     try:
-        response = httpx.get(f"{base_url}/metrics", headers=bearer(key), timeout=30, trust_env=False)
-    except httpx.HTTPError:
+        reply = asking.reply(f"{base_url}/metrics", key, limit_s=limit_s)
+    except OSError:
         return None
-    return response.text if response.status_code == 200 else None
-
-
-def bearer(key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    return reply.text if reply.status == 200 else None
 
 
 @asynccontextmanager
@@ -94,24 +90,23 @@ async def watching(
     now: Callable[[], float],
     keep: Callable[[float, Sample], None],
     every_s: float = 1.0,
+    limit_s: float = 60,
 ) -> AsyncIterator[None]:
     """Hand a sample to `keep` every `every_s` seconds while the body runs."""
 
-    async def watch(http: httpx.AsyncClient) -> None:
-        while True:
-            try:
-                response = await http.get("/metrics")
-                if response.status_code != 200:
-                    return
-                keep(now(), parse(response.text))
-            except httpx.HTTPError:
-                pass  # a server too busy to answer once is asked again
+    async def watch() -> None:
+        reply: asking.Reply | None = None
+        while reply is None or reply.status == 200:
+            with suppress(OSError):  # a server too busy to answer once is asked again
+                reply = None
+                reply = await asking.reply_later(f"{base_url}/metrics", key, limit_s)
+            if reply is not None and reply.status == 200:
+                keep(now(), parse(reply.text))
             await asyncio.sleep(every_s)
 
-    async with httpx.AsyncClient(base_url=base_url, headers=bearer(key), timeout=10, trust_env=False) as http:
-        task = asyncio.create_task(watch(http))
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    task = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

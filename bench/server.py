@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from bench import diagnosis, model, scrape
+from bench import asking, diagnosis, model, scrape
 from bench.engine import Vllm
 from bench.errors import BenchError, Exit
 from bench.recipe import Launch
@@ -34,17 +34,17 @@ class Endpoint:
     key: str | None = None
     process: subprocess.Popen[bytes] | None = None
     log: Path | None = None
+    control_s: float = 60
 
     def reset_cache(self) -> bool:
         """True if the server says that its prefix cache is empty now."""
-        url = f"{self.base_url}/reset_prefix_cache"
         try:
-            return httpx.post(url, headers=scrape.bearer(self.key), timeout=60, trust_env=False).status_code == 200
-        except httpx.HTTPError:
+            return asking.reply(f"{self.base_url}/reset_prefix_cache", self.key, b"", self.control_s).status == 200
+        except OSError:
             return False
 
     def metrics(self) -> scrape.Sample | None:
-        page = scrape.fetch(self.base_url, self.key)
+        page = scrape.fetch(self.base_url, self.key, self.control_s)
         return scrape.parse(page) if page else None
 
     def alive(self) -> str | None:
@@ -54,29 +54,39 @@ class Endpoint:
         return f"vLLM ended with exit code {self.process.returncode}: {diagnosis.cause(self.log)}"
 
 
-def connect(url: str, wanted: str | None, key: str | None) -> Endpoint:
+def connect(url: str, wanted: str | None, key: str | None, control_s: float = 60) -> Endpoint:
     """A server that someone else runs."""
     if not url.startswith(("http://", "https://")):
         raise BenchError(f"--endpoint {url!r} is not a URL", f"did you mean http://{url}?")
     base = url.rstrip("/").removesuffix("/v1")
     hint = "is the server up, and the URL right? A key is read from the environment variable BENCH_API_KEY"
     try:
-        answer = httpx.get(f"{base}/v1/models", headers=scrape.bearer(key), timeout=30, trust_env=False)
-        answer.raise_for_status()
-        models = [entry["id"] for entry in answer.json()["data"]]
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        models = _models(base, key, control_s)
+    except OSError as error:
         raise BenchError(f"{base}/v1/models does not answer: {error}", hint, Exit.SERVER) from None
     if wanted is not None and wanted not in models:
         raise BenchError(f"{base} does not serve {wanted}", f"it serves {', '.join(models)}")
-    page = scrape.fetch(base, key) or ""
-    return Endpoint(base, wanted or models[0], scrape.cache_facts(page), _version(base, key), key=key)
+    cache, version = scrape.cache_facts(scrape.fetch(base, key, control_s) or ""), _version(base, key, control_s)
+    return Endpoint(base, wanted or models[0], cache, version, key=key, control_s=control_s)
 
 
-def _version(base: str, key: str | None) -> str | None:
+def _models(base: str, key: str | None, limit_s: float) -> list[str]:
+    """Those it serves; raises OSError where it does not say."""
+    answer = asking.reply(f"{base}/v1/models", key, limit_s=limit_s)
     try:
-        answer = httpx.get(f"{base}/version", headers=scrape.bearer(key), timeout=10, trust_env=False)
-        return str(answer.json()["version"]) if answer.status_code == 200 else None
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        models = [str(entry["id"]) for entry in answer.json()["data"]]
+    except (ValueError, LookupError, TypeError):
+        models = []
+    if answer.status != 200 or not models:
+        raise ConnectionError(f"HTTP {answer.status}, and no list of models")
+    return models
+
+
+def _version(base: str, key: str | None, limit_s: float) -> str | None:
+    try:
+        answer = asking.reply(f"{base}/version", key, limit_s=limit_s)
+        return str(answer.json()["version"]) if answer.status == 200 else None
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
@@ -239,17 +249,15 @@ def started(pid: int) -> str:
 
 def now(target: Endpoint) -> dict[str, object]:
     """Its settings as it tells them at this moment: before a run and after it they have to be the same."""
-    page = scrape.fetch(target.base_url, target.key) or ""
+    asked = target.base_url, target.key, target.control_s
+    page = scrape.fetch(*asked) or ""
     try:
-        listed = httpx.get(
-            f"{target.base_url}/v1/models", headers=scrape.bearer(target.key), timeout=30, trust_env=False
-        )
-        models = sorted(entry["id"] for entry in listed.json()["data"])
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        models = sorted(_models(*asked))
+    except OSError:
         models = []
     return {
         "cache": asdict(scrape.cache_facts(page)),
-        "version": _version(target.base_url, target.key),
+        "version": _version(*asked),
         "models": models,
     }
 

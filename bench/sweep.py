@@ -20,6 +20,7 @@ from bench.audit import Evidence
 from bench.client import Target
 from bench.errors import BenchError, Exit
 from bench.journal import Journal
+from bench.limits import Limits
 from bench.load import Level
 from bench.pulse import Pulse
 from bench.recipe import Launch
@@ -72,7 +73,7 @@ class Plan:
     whole_sessions: bool  # every level has at least one whole session for each of its C
     repeats: int
     seed: int
-    timeout_s: float
+    limits: Limits
     processes: int | None = None  # of the client; None: as many as it needs
     sdk: bool = False  # every level through the official SDK, too
 
@@ -128,7 +129,7 @@ def plan(
     requests: int | None,
     repeats: int,
     seed: int,
-    timeout_s: float,
+    limits: Limits,
     processes: int | None = None,
     sdk: bool = False,
 ) -> Plan:
@@ -141,7 +142,7 @@ def plan(
     filled = largest is not None and largest * work.typical(seed).turns < STUDY_REQUESTS
     ends = tuple(sorted({levels[0], fitting[-1]})) if bounds else ()
     rates = tuple(dict.fromkeys(miss_rates))
-    return Plan(work, levels, ends, rates, requests, not filled, repeats, seed, timeout_s, processes, sdk)
+    return Plan(work, levels, ends, rates, requests, not filled, repeats, seed, limits, processes, sdk)
 
 
 class Show(Protocol):
@@ -179,7 +180,8 @@ def manifest(plan: Plan, variants: Sequence[Variant], argv: Sequence[str], slo: 
         "typical": {"shared_tokens": plan.workload.file.shared_tokens, **asdict(plan.workload.typical(plan.seed))},
         "levels": [asdict(level) for variant in variants for level in plan.levels(variant.name)],
         "repeats": plan.repeats,
-        "timeout_s": plan.timeout_s,
+        "timeout_s": plan.limits.request_s,
+        "limits": asdict(plan.limits),
         "machine": asdict(machine.describe()),
         "variants": {v.name: {"launch": asdict(v.launch) if v.launch else None} for v in variants},
     }
@@ -287,6 +289,7 @@ def _take(job: Job, variant: Variant) -> None:
     while left:
         began = time.perf_counter()
         with variant.start() as target:
+            target = replace(target, control_s=job.plan.limits.control_s)
             _welcome(job, variant, target, time.perf_counter() - began)
             try:
                 connection.run(_measure(job, variant, target, left))
@@ -320,10 +323,10 @@ def _welcome(job: Job, variant: Variant, target: server.Endpoint, started_s: flo
 async def _measure(job: Job, variant: Variant, target: server.Endpoint, left: list[Level]) -> None:
     """Takes away from `left` what is done."""
     plan = job.plan
-    dialect = client.probe(target.base_url, target.model, target.key, target.vocabulary)
+    dialect = client.probe(target.base_url, target.model, target.key, target.vocabulary, plan.limits.control_s)
     job.facts(variant)["dialect"] = {"name": dialect.name, "reports_cached": dialect.reports_cached}
     job.folder.write_manifest(job.run)
-    asked = Target(target.base_url, target.model, dialect, job.epoch, plan.timeout_s, target.key)
+    asked = Target(target.base_url, target.model, dialect, job.epoch, plan.limits, target.key)
     content = Content(dialect.words, dialect.separator, plan.seed, job.run["salt"])
     fit = capacity.sessions_that_fit(target.cache.tokens, plan.workload, plan.seed) if target.cache.tokens else None
     block, drift = target.cache.block_size or 1, 1.0
@@ -372,7 +375,7 @@ class Minutes:
             return bool(sample)
 
         target.reset_cache()
-        watch = scrape.watching(target.base_url, target.key, now, self._sampled)
+        watch = scrape.watching(target.base_url, target.key, now, self._sampled, limit_s=target.control_s)
         async with watch if look() else contextlib.nullcontext():
             await self._play(part)
         look()

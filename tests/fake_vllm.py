@@ -55,8 +55,8 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(2)
         if self.mode == "paced":
             time.sleep(0.03)
-        if self.mode == "errors" and Handler.asked > 6:
-            return self.answer(500, b'{"error":{"message":"boom"}}')
+        if self.mode in AFTER_SIX and Handler.asked > 6:
+            return AFTER_SIX[self.mode](self)
         words = wanted["max_tokens"]
         events = [
             {"choices": [{"text": " one", "finish_reason": "length" if i == words - 1 else None}]} for i in range(words)
@@ -74,6 +74,42 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def refuse(one: Handler) -> None:
+    one.answer(500, b'{"error":{"message":"boom"}}')
+
+
+def stall(one: Handler) -> None:
+    begin(one)
+    time.sleep(600)
+
+
+def garble(one: Handler) -> None:
+    begin(one, b"\0\xff" * 500 + b"\n\n")
+    one.close_connection = True
+
+
+def halve(one: Handler) -> None:
+    begin(one)
+    one.close_connection = True
+
+
+def drip(one: Handler) -> None:
+    begin(one)
+    while True:
+        one.wfile.write(b":")
+        time.sleep(0.05)
+
+
+def begin(one: Handler, more: bytes = b"") -> None:
+    one.send_response(200)
+    one.send_header("Content-Length", "100000")
+    one.end_headers()
+    one.wfile.write(b'data: {"choices": [{"text": " one", "finish_reason": null}]}\n\n' + more)
+
+
+AFTER_SIX = {"errors": refuse, "stalls": stall, "garbles": garble, "halves": halve, "drips": drip}
 
 
 def main(mode: str, words: list[str]) -> None:

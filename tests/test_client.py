@@ -13,6 +13,7 @@ from bench import connection
 from bench.client import Client, Target, judge, record
 from bench.dialect import Answer, Dialect
 from bench.dialect import understand as read
+from bench.limits import Limits
 from bench.records import TurnRecord
 from bench.wire import Stamp
 from bench.workload import Turn
@@ -74,7 +75,7 @@ def test_answers_are_copied_in_the_notation_of_the_prompt() -> None:
     ],
 )
 def test_a_stream_that_merely_stopped_is_no_success(stream: list[bytes], status: str, says: str | None) -> None:
-    found, error = judge(understand(b"".join(stream)))
+    found, error = judge(understand(b"".join(stream)), turn(), WORDS, b"5,17")
     assert found == status
     assert (says is None) == (error is None)
     assert says is None or says in (error or "")
@@ -119,7 +120,7 @@ def ask(
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        client = Client(Target(f"http://127.0.0.1:{port}", "m", WORDS, 0.0, timeout_s))
+        client = Client(Target(f"http://127.0.0.1:{port}", "m", WORDS, 0.0, Limits(request_s=timeout_s)))
         records = [await client.send(asked or turn()) for _ in range(times)]
         await client.aclose()
         server.close()
@@ -207,7 +208,7 @@ def test_a_stamp_that_a_set_wall_clock_moved_is_never_before_what_was_before_it(
 
 
 def test_no_server_is_a_record_too() -> None:
-    record = connection.run(Client(Target("http://127.0.0.1:9", "m", WORDS, 0.0, 5)).send(turn()))
+    record = connection.run(Client(Target("http://127.0.0.1:9", "m", WORDS, 0.0)).send(turn()))
     assert record.status == "failed"
     assert record.error
 

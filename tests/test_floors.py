@@ -15,9 +15,9 @@ FLOORS = {
     **dict.fromkeys(("client", "server", "capacity", "waits", "foreign", "journal"), 2),
     **dict.fromkeys(("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape"), 1),
     **dict.fromkeys(("hypertext", "connection", "dialect", "pulse"), 1),
-    **dict.fromkeys(("errors", "tables", "sample", "svg", "wire", "clocks"), 0),
+    **dict.fromkeys(("errors", "tables", "sample", "svg", "wire", "limits", "asking", "clocks"), 0),
 }
-ALLOWED_SIBLINGS = {("tables", "errors")}  # there is one error
+ALLOWED_SIBLINGS = {("tables", "errors"), ("limits", "errors"), ("asking", "wire")}  # there is one error, and one HTTP
 
 
 def imported(path: Path) -> set[str]:

@@ -15,7 +15,7 @@ from bench.load import Level
 from bench.official import Sdk
 from bench.records import TurnRecord
 from tests.test_client import turn
-from tests.test_troupe import measured, part, truth
+from tests.test_troupe import CHUNKS, measured, part, truth
 
 CHAT = b'"messages":[{"role":"user","content":"'
 DIALECTS = {
@@ -29,7 +29,8 @@ DIALECTS = {
 def test_both_clients_say_the_same_of_the_same_turn(dialect: Dialect, tmp_path: Path) -> None:
     async def go(url: str) -> list[TurnRecord]:
         asked = turn(b"7,", b"8") if dialect.answers == "word" else turn(b"say", b" it")
-        target = Target(url, "truth", dialect, 0.0, 30)
+        asked = replace(asked, output_tokens=CHUNKS)
+        target = Target(url, "truth", dialect, 0.0)
         async with contextlib.aclosing(Client(target)) as ours, contextlib.aclosing(Sdk(target)) as theirs:
             return [await sender.send(asked) for sender in (ours, theirs)]
 
@@ -43,7 +44,7 @@ def test_both_clients_say_the_same_of_the_same_turn(dialect: Dialect, tmp_path: 
 
 
 def test_what_the_sdk_raises_is_a_record() -> None:
-    target = Target("http://127.0.0.1:9", "m", DIALECTS["ids"], 0.0, 5)
+    target = Target("http://127.0.0.1:9", "m", DIALECTS["ids"], 0.0)
 
     async def go() -> TurnRecord:
         async with contextlib.aclosing(Sdk(target)) as sdk:

@@ -127,3 +127,36 @@ def test_an_answer_goes_as_soon_as_nobody_holds_it() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def refused_after(response: Response, piece: bytes) -> int:
+    """So many bytes."""
+    for number in range(1, (4 << 20) // len(piece)):
+        try:
+            response.feed(at(1), piece)
+        except ValueError:
+            return number * len(piece)
+    raise AssertionError("all was taken")
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (CHUNKED, b"2000\r\n" + b"x" * 8192 + b"\r\n"),
+        (CHUNKED + b"FFFFF\r\n", b"x\r\n\r\n" * 1000),
+        (CHUNKED + b"FFFFF\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 8192),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["chunks", "one chunk", "single bytes", "no length", "interim answers"],
+)
+def test_what_never_ends_is_refused_before_it_takes_much_memory(head: bytes, piece: bytes) -> None:
+    most = 1 << 20
+    response = Response(most=most)
+    response.feed(at(0), head)
+    fed = refused_after(response, piece)
+    assert fed <= most + 32 * len(piece)
+    assert len(response.so_far()) <= most
