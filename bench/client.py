@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from bench import scrape
+from bench import scrape, secret
 from bench.connection import Connection, Dialer, Pieces
 from bench.dialect import Answer, Dialect, error_text, understand
 from bench.errors import BenchError, Exit
@@ -164,8 +164,8 @@ def record(
         output_tokens=answer.usage.get("completion_tokens"),
         cached_tokens=details.get("cached_tokens", absent),
         eligible_tokens=turn.eligible_tokens,
-        finish_reason=answer.finish_reason,
-        error=error,
+        finish_reason=secret.without(answer.finish_reason),
+        error=secret.without(error),  # a server may quote what it was sent
         queue_s=_seconds(answer.timing.get("queue_time_ms")),
         prefill_s=_seconds(answer.timing.get("time_to_first_token_ms")),
         read_late_s=None if first is None or first.read == first.arrived else first.read - first.arrived,

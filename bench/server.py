@@ -13,13 +13,16 @@ from pathlib import Path
 
 import httpx
 
-from bench import diagnosis, model, scrape
+from bench import diagnosis, key, model, scrape, secret
 from bench.engine import Vllm
 from bench.errors import BenchError, Exit
 from bench.recipe import Launch
 
 TAG = "BENCH_OWNER"  # in the environment of all we start: "pid:start time:folder of the run"
 STOP_S = 20.0
+# Where the processes of one vLLM listen for each other, unless the user says otherwise: by default, on whatever
+# address the machine's name stands for.
+LOCAL = {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def connect(url: str, wanted: str | None, key: str | None) -> Endpoint:
     if not url.startswith(("http://", "https://")):
         raise BenchError(f"--endpoint {url!r} is not a URL", f"did you mean http://{url}?")
     base = url.rstrip("/").removesuffix("/v1")
-    hint = "is the server up, and the URL right? A key is read from the environment variable BENCH_API_KEY"
+    hint = "is the server up, and the URL right? A key is read from BENCH_API_KEY or BENCH_API_KEY_FILE"
     try:
         answer = httpx.get(f"{base}/v1/models", headers=scrape.bearer(key), timeout=30, trust_env=False)
         answer.raise_for_status()
@@ -85,7 +88,7 @@ def serve(
     vllm: Vllm, launch: Launch, run: Path, say: Callable[[str], None], start_timeout_s: float = 1200
 ) -> Iterator[Endpoint]:
     """vLLM for as long as the body runs, and not a moment longer."""
-    port = choose_port(launch)
+    port, ours = choose_port(launch), key.of_our_server()
     loaded = launch.model
     if model.is_synthetic(launch.model):
         loaded = str(model.materialise(launch.model, run.resolve() / "model"))
@@ -102,18 +105,26 @@ def serve(
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **launch.environment(), TAG: tag},
+            env={**LOCAL, **_inherited(), **launch.environment(), TAG: tag},
         )
     try:
         base = f"http://127.0.0.1:{port}"
-        _await_ready(process, base, launch, log, say, start_timeout_s)
-        page = scrape.fetch(base) or ""
+        _await_ready(process, base, launch, log, say, start_timeout_s, ours)
+        page = scrape.fetch(base, ours) or ""
         geometry = model.geometry(launch.model) if model.is_synthetic(launch.model) else None
         vocabulary = geometry.vocabulary if geometry else None
         cache = scrape.cache_facts(page)
-        yield Endpoint(base, launch.model, cache, vllm.version, vocabulary, process=process, log=log)
+        yield Endpoint(base, launch.model, cache, vllm.version, vocabulary, key=ours, process=process, log=log)
     finally:
-        stop(process, tag)
+        try:
+            stop(process, tag)
+        finally:
+            secret.blot(log)
+
+
+def _inherited() -> dict[str, str]:
+    """Of another server's key, vLLM need not know."""
+    return {name: value for name, value in os.environ.items() if name not in (secret.KEY, secret.KEY_FILE)}
 
 
 def choose_port(launch: Launch) -> int:
@@ -139,11 +150,12 @@ def _await_ready(
     log: Path,
     say: Callable[[str], None],
     limit_s: float,
+    ours: str | None = None,
 ) -> None:
     """Ready is: our process lives, its port answers, and it serves our model."""
     began = time.perf_counter()
     usual = launch.file.serve.start_s
-    with httpx.Client(timeout=5, trust_env=False) as http:
+    with httpx.Client(timeout=5, trust_env=False, headers=scrape.bearer(ours)) as http:
         while (waited := time.perf_counter() - began) < limit_s:
             if process.poll() is not None:
                 why, hint = diagnosis.diagnose(log)
@@ -247,16 +259,18 @@ def now(target: Endpoint) -> dict[str, object]:
         models = sorted(entry["id"] for entry in listed.json()["data"])
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         models = []
-    return {
-        "cache": asdict(scrape.cache_facts(page)),
-        "version": _version(target.base_url, target.key),
-        "models": models,
-    }
+    return secret.without(
+        {
+            "cache": asdict(scrape.cache_facts(page)),
+            "version": _version(target.base_url, target.key),
+            "models": models,
+        }
+    )
 
 
 def facts(target: Endpoint) -> dict[str, object]:
     """What run.json keeps of the server."""
-    return {
+    facts: dict[str, object] = {
         "base_url": target.base_url,
         "model": target.model,
         "version": target.version,
@@ -265,3 +279,4 @@ def facts(target: Endpoint) -> dict[str, object]:
         "log": target.log.name if target.log else None,
         "command": (target.log.parent / f"{target.log.stem}.command").read_text().strip() if target.log else None,
     }
+    return secret.without(facts)

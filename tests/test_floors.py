@@ -14,10 +14,10 @@ FLOORS = {
     **dict.fromkeys(("load", "stats", "official"), 3),
     **dict.fromkeys(("client", "server", "capacity", "waits", "foreign", "journal"), 2),
     **dict.fromkeys(("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape"), 1),
-    **dict.fromkeys(("hypertext", "connection", "dialect", "pulse"), 1),
-    **dict.fromkeys(("errors", "tables", "sample", "svg", "wire", "clocks"), 0),
+    **dict.fromkeys(("hypertext", "connection", "dialect", "pulse", "key"), 1),
+    **dict.fromkeys(("errors", "tables", "sample", "svg", "wire", "clocks", "secret"), 0),
 }
-ALLOWED_SIBLINGS = {("tables", "errors")}  # there is one error
+ALLOWED_SIBLINGS = {("tables", "errors"), ("errors", "secret")}  # there is one error, and it tells no secret
 
 
 def imported(path: Path) -> set[str]:
