@@ -44,6 +44,7 @@ class Ear:
 
     def __init__(self) -> None:
         self.seen: dict[str, bytes] = {}
+        self.listening: set[str] = set()
         self.ended = threading.Event()
 
     def bench(self, *words: str, expect: int | None = None) -> str:
@@ -52,7 +53,7 @@ class Ear:
         )
         watch = threading.Thread(target=self._watch, args=(ran.pid,))
         watch.start()
-        told, _ = ran.communicate(timeout=120)
+        told, _ = ran.communicate(timeout=400)
         self.ended.set()
         watch.join()
         self.ended.clear()
@@ -64,9 +65,13 @@ class Ear:
         while not self.ended.wait(0.02):
             for pid in family(root):
                 try:
-                    self.seen[f"command line of {pid}"] = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    self.listening |= listening(pid)
+                    told = Path(f"/proc/{pid}/cmdline").read_bytes()
                 except OSError:
                     continue
+                before = self.seen.setdefault(f"command line of {pid}", b"")
+                if told not in before:  # vLLM's processes rename themselves; one that has ended has no name
+                    self.seen[f"command line of {pid}"] = before + told
 
     def heard(self, folder: Path, what: str) -> list[str]:
         files = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -74,16 +79,29 @@ class Ear:
 
 
 def family(root: int) -> set[int]:
-    found = {root}
-    for pid in [
-        int(entry.name) for entry in Path("/proc").glob("[0-9]*")
-    ]:  # parents come before their children, mostly
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if parent in found:
-            found.add(pid)
+    found, before = {root}, 0
+    while len(found) > before:  # a child may have the lower number
+        before = len(found)
+        found |= {pid for pid, parent in parents.items() if parent in found}
+    return found
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses at which a process lets others in."""
+    files = {os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir() if file.is_symlink()}
+    found = set()
+    for kind, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in files:
+                words = bytes.fromhex(local.partition(":")[0])
+                found.add(socket.inet_ntop(kind, b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))))
     return found
 
 
@@ -125,6 +143,12 @@ def test_the_search_finds_what_is_there(at: Path, canary: str) -> None:
     finally:
         sleeper.kill()
         sleeper.wait()
+
+
+def test_the_search_finds_who_listens_to_others(at: Path) -> None:
+    with socket.create_server(("0.0.0.0", 0)), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        assert {"0.0.0.0", "::1"} <= listening(os.getpid())
+    assert "0.0.0.0" not in listening(os.getpid())
 
 
 def test_the_key_of_an_endpoint_opens_it_and_is_left_nowhere(
@@ -176,6 +200,7 @@ def test_the_key_of_a_server_that_we_start_opens_it_and_is_left_nowhere(
     ear.bench("sweep", *OURS, *vllm("guarded"), "--out", "run")
     assert '"status":"ok"' in (at / "run" / "requests.jsonl").read_text()
     assert any(b"\0serve\0" in told for told in ear.seen.values()), "the server was not seen"
+    assert ear.listening == {"127.0.0.1"}
     ear.bench("sweep", *OURS, *vllm("gossip"), "--out", "gossip", expect=4)
     assert f"listening, with the key {'*' * len(canary)}\n" in (at / "gossip" / "vllm-fp8.log").read_text()
     told = ear.bench("sweep", *OURS, *vllm("traitor"), "--out", "traitor", expect=3)
@@ -183,14 +208,19 @@ def test_the_key_of_a_server_that_we_start_opens_it_and_is_left_nowhere(
     assert ear.heard(at, canary) == []
 
 
-def test_vllm_is_not_told_the_key_of_another_server(at: Path, canary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_is_told_to_listen_to_this_machine_alone_and_not_the_key_of_another_server(
+    at: Path, canary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spy = at / "spy"
     spy.write_text(f'#!/bin/sh\nenv > "$0.$1"\nexec {shlex.join([*FAKE, "healthy"])} "$@"\n')
     spy.chmod(0o700)
     monkeypatch.setenv(secret.KEY, canary)
+    monkeypatch.setenv("VLLM_HOST_IP", "10.0.0.1")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     Ear().bench("sweep", *OURS, "--vllm", str(spy), "--out", "run")
     told = (at / "spy.serve").read_text()
-    assert "BENCH_OWNER=" in told
+    assert "GLOO_SOCKET_IFNAME=lo\n" in told
+    assert "VLLM_HOST_IP=10.0.0.1\n" in told, "the user has the last word"
     assert canary not in told
 
 
@@ -221,10 +251,19 @@ def test_a_secret_on_the_command_line_is_refused_without_being_repeated(at: Path
 
 
 @pytest.mark.parametrize(
-    "line", ["--max-num-batched-tokens 4096 --tokenizer-mode auto", "--enable-prompt-tokens-details",
-             "--ssl-keyfile /k", "--hf-token --port 7", '--hf-overrides {"eos_token_id":7,"monkeys":"x"}', "--model org/task-force-sk-1",
-             "--endpoint http://127.0.0.1:8000/v1", "--model /home/hf_models/x", "docker run -e HF_TOKEN vllm"],
-)  # fmt: skip
+    "line",
+    [
+        "--max-num-batched-tokens 4096 --tokenizer-mode auto",
+        "--enable-prompt-tokens-details",
+        "--ssl-keyfile /k",
+        "--hf-token --port 7",
+        '--hf-overrides {"eos_token_id":7,"monkeys":"x"}',
+        "--model org/task-force-sk-1",
+        "--endpoint http://127.0.0.1:8000/v1",
+        "--model /home/hf_models/x",
+        "docker run -e HF_TOKEN vllm",
+    ],
+)
 def test_what_is_no_secret_is_let_through(line: str) -> None:
     assert secret.betrayed(line.split()) is None
 
