@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 HELP = """
   --kv-cache-dtype {auto,bfloat16,fp8}
@@ -37,7 +38,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def stranger(self) -> bool:
         """Asks for a key as vLLM does, and quotes it as some gateways do: a wrong one, or after a while any."""
-        told, weary = self.headers["Authorization"] or "none", self.mode == "gossip" and self.asked > 6
+        told = self.headers["Authorization"] or "none"
+        weary = self.mode == "gossip" and self.command == "POST" and self.asked > 6
         if self.mode not in ("guarded", "gossip") or (told == f"Bearer {KEY}" and not weary):
             return False
         self.answer(401, json.dumps({"error": {"message": f"bad header {told}"}}).encode())
@@ -55,8 +57,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/completions":
             return self.answer(404, b"{}")
         Handler.asked += 1
-        if self.stranger():
-            return
+        if not self.stranger():
+            self.complete(wanted)
+
+    def complete(self, wanted: dict[str, Any]) -> None:
         if asked := os.environ.get("FAKE_ASKED"):  # a file of a line a request, for a test to count
             with open(asked, "a") as log:
                 log.write(f"{len(wanted['prompt'])}\n")

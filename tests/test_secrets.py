@@ -205,6 +205,8 @@ def test_the_key_of_a_server_that_we_start_opens_it_and_is_left_nowhere(
     assert f"listening, with the key {'*' * len(canary)}\n" in (at / "gossip" / "vllm-fp8.log").read_text()
     told = ear.bench("sweep", *OURS, *vllm("traitor"), "--out", "traitor", expect=3)
     assert f"ValueError: cannot start with the key {secret.INSTEAD}" in told
+    ear.bench("sweep", *OURS, *vllm("dies"), "--out", "dies", expect=3)
+    assert f"the key {secret.INSTEAD}" in (at / "dies" / "journal.jsonl").read_text()
     assert ear.heard(at, canary) == []
 
 
@@ -283,7 +285,7 @@ def test_a_secret_of_which_the_end_was_cut_off_is_one_still(monkeypatch: pytest.
     monkeypatch.setenv("SOME_TOKEN", "abcdefgh-ijklmnop")
     assert secret.without("got abcdefgh-ijk") == "got ***"
     assert secret.without({"a": ["x abcdefgh-ijklmnop y", 7]}) == {"a": ["x *** y", 7]}
-    assert BenchError("vLLM says abcdefgh-ijklmnop", "not abcdefgh-ijklmnop").args == ("vLLM says ***",)
+    assert BenchError("vLLM says abcdefgh-ijklmnop", "not abcdefgh-ijklmnop").args[:2] == ("vLLM says ***", "not ***")
 
 
 def test_where_a_secret_lies_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
