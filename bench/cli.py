@@ -404,9 +404,8 @@ def _launches(given: dict[str, Any]) -> Launches:
 
 def _report_exposure(launches: Launches, terminal: "Terminal") -> None:
     """A user may ask for it, and has to know what is asked for."""
-    from bench import recipe
-
-    if hosts := {launch.flag("--host") or "" for launch in launches.values()} - recipe.LOOPBACK:
+    hosts = {launch.flag("--host") or "" for launch in launches.values()}
+    if hosts := hosts - {"127.0.0.1", "localhost", "::1"}:
         terminal.print(
             f"warning: --host {hosts.pop()}: whoever reaches this machine can use vLLM while it runs, and its switches "
             "for developers too, for which it asks no key. Without --host, only this machine can."

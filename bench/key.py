@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from bench.errors import BenchError
-from bench.secret import KEY, KEY_FILE
+from bench.secret import KEY, KEY_FILE, filed
 
 OF_OUR_SERVER = "VLLM_API_KEY"  # vLLM's own name
 PLAIN = re.compile(r"[!#-&(-\[\]-~]+")  # what a header holds as it is, and JSON too
@@ -19,7 +19,7 @@ def of_endpoint() -> str | None:
     if not file:
         return _plain(named, KEY)
     try:
-        text = Path(file).read_text().strip()
+        text = filed(file)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise BenchError(f"{KEY_FILE}: {file} cannot be read: {why}", "it holds the key and nothing else") from None

@@ -8,8 +8,6 @@ from typing import Literal
 from bench import secret, tables
 from bench.errors import BenchError
 
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-
 
 @dataclass(frozen=True, slots=True)
 class Fact:

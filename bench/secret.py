@@ -5,6 +5,8 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from errno import ENOENT
+from functools import cache
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -12,7 +14,8 @@ KEY, KEY_FILE = "BENCH_API_KEY", "BENCH_API_KEY_FILE"
 SHORT = 8  # characters; nothing shorter is a secret, and half of all words have it in them
 INSTEAD = "***"
 # Names of flags, variables and fields end like this where what follows is a secret: --api-key, HF_TOKEN, "password".
-NAME = r"[\w.-]*(?:key|token|secret|passw(?:or)?d|credentials?|auth|authorization)"
+ENDING = r"(?:key|token|secret|passw(?:or)?d|credentials?|auth|authorization)"
+NAME = r"[\w.-]{0,60}" + ENDING
 GIVEN = re.compile(rf"""(?<!\S)(--?{NAME})\s+[^\s-]|({NAME})(?:=|["']\s*:\s*["'])["']?[^\s"']""", re.IGNORECASE)
 LOOKS = re.compile(
     r"(?<![\w-])(?:(?:hf|gh[a-z])_[A-Za-z0-9]{20,}|(?:sk|glpat|nvapi)-[\w-]{16,}|AKIA[A-Z0-9]{16})"
@@ -31,11 +34,19 @@ def betrayed(words: Sequence[str]) -> str | None:
 
 def held() -> list[str]:
     """What this process knows of secrets: by the names of its variables, and out of the file of its key."""
-    named = {value for name, value in os.environ.items() if re.fullmatch(NAME, name, re.IGNORECASE)}
+    named = {value for name, value in os.environ.items() if re.search(f"{ENDING}$", name, re.IGNORECASE)}
     found = {value for value in named if not re.match(r"[/~]|\w+://", value)}  # where a secret lies is none
     with suppress(OSError, ValueError):  # that it cannot be read is told where the key is asked for
-        found.add(Path(os.environ.get(KEY_FILE, "")).read_text().strip())
+        found.add(filed(os.environ.get(KEY_FILE, "")))
     return sorted((secret for secret in found if len(secret) >= SHORT), key=len, reverse=True)
+
+
+@cache
+def filed(file: str) -> str:
+    """The key in a file, as it was first: by and by it may be another. Of a pipe it could be had but once."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(ENOENT, "no such file", file)
+    return Path(file).read_text().strip()
 
 
 def without(value: T) -> T:

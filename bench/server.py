@@ -270,7 +270,7 @@ def now(target: Endpoint) -> dict[str, object]:
 
 def facts(target: Endpoint) -> dict[str, object]:
     """What run.json keeps of the server."""
-    facts: dict[str, object] = {
+    told: dict[str, object] = {
         "base_url": target.base_url,
         "model": target.model,
         "version": target.version,
@@ -279,4 +279,4 @@ def facts(target: Endpoint) -> dict[str, object]:
         "log": target.log.name if target.log else None,
         "command": (target.log.parent / f"{target.log.stem}.command").read_text().strip() if target.log else None,
     }
-    return secret.without(facts)
+    return secret.without(told)

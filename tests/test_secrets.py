@@ -288,6 +288,15 @@ def test_a_secret_of_which_the_end_was_cut_off_is_one_still(monkeypatch: pytest.
     assert BenchError("vLLM says abcdefgh-ijklmnop", "not abcdefgh-ijklmnop").args[:2] == ("vLLM says ***", "not ***")
 
 
+def test_a_key_that_was_replaced_in_its_file_is_a_secret_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "key"
+    file.write_text("the-first-key\n")
+    monkeypatch.setenv(secret.KEY_FILE, str(file))
+    assert key.of_endpoint() == "the-first-key"
+    file.write_text("the-second-key\n")
+    assert secret.without("the-first-key is known") == "*** is known"
+
+
 def test_where_a_secret_lies_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOUD_CREDENTIALS", "/home/someone/key.json")
     monkeypatch.setenv("TINY_KEY", "run")
@@ -298,12 +307,13 @@ def test_a_key_that_cannot_be_one_is_refused_by_its_source(tmp_path: Path, monke
     file = tmp_path / "key"
     monkeypatch.setenv(secret.KEY_FILE, str(file))
     for content, says in (
-        (None, "cannot be read: No such file"),
+        (None, "cannot be read: no such file"),
         (b"\n", "is empty"),
         (b"\xff\xfe", "it is not text"),
         (b"two\r\nlines: evil", "holds no key"),
         ("schl\u00fcssel".encode(), "holds no key"),
     ):
+        secret.filed.cache_clear()
         if content is not None:
             file.write_bytes(content)
         with pytest.raises(BenchError, match=says):
