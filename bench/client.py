@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from bench import asking
+from bench import asking, secret
 from bench.asking import Reply
 from bench.connection import Connection, Dialer, Pieces, Untaken
 from bench.dialect import NEVER, SAID, Answer, Dialect, begun, cached, count, error_text, said, understand
@@ -171,8 +171,8 @@ def record(
         output_tokens=count(answer.usage, "completion_tokens"),
         cached_tokens=count(details, "cached_tokens") if absent is None else absent,
         eligible_tokens=turn.eligible_tokens,
-        finish_reason=answer.finish_reason,
-        error=error,
+        finish_reason=secret.without(answer.finish_reason),
+        error=secret.without(error),  # a server may quote what it was sent
         queue_s=_seconds(answer.timing.get("queue_time_ms")),
         prefill_s=_seconds(answer.timing.get("time_to_first_token_ms")),
         read_late_s=None if first is None or first.read == first.arrived else first.read - first.arrived,

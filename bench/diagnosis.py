@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from bench.secret import without
+
 # Colours, the process that speaks, the level, time and place of a line.
 PREFIX = re.compile(r"^(\s|\x1b\[[0-9;]*m|\([^)]*pid=\d+\)|(ERROR|INFO|WARNING) [\d: -]+\[[^\]]*\])+")
 ERROR = re.compile(r"([\w.]+(Error|Exception|Exit)|(vllm|api_server).*: error): ")
@@ -57,4 +59,4 @@ def cause(log: Path | None) -> str:
     lines = [PREFIX.sub("", line).strip() for line in log.read_text(errors="replace").splitlines()]
     errors = [line for line in lines if ERROR.match(line)]
     own = [line for line in errors if "Engine core initialization failed" not in line and "WorkerProc" not in line]
-    return (own or errors or [line for line in lines if line] or ["it said nothing"])[-1][:400]
+    return without((own or errors or [line for line in lines if line] or ["it said nothing"])[-1])[:400]

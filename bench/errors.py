@@ -2,6 +2,8 @@
 
 from enum import IntEnum
 
+from bench.secret import without
+
 
 class Exit(IntEnum):
     FINE = 0
@@ -17,9 +19,8 @@ class BenchError(Exception):
     """What happened to which file or flag, and how to go on."""
 
     def __init__(self, message: str, hint: str = "", exit: Exit = Exit.USAGE) -> None:
-        super().__init__(message, hint, exit)  # all of it, for it may come from another process
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = without(message), without(hint)  # they may quote a server, or a log
+        super().__init__(self.message, self.hint, exit)  # all of it, for it may come from another process
         self.exit = exit
 
     def __str__(self) -> str:

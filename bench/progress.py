@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import TextIO
 
-from bench import capacity, sample, stats, table
+from bench import capacity, sample, secret, stats, table
 from bench.load import Level
 from bench.records import TurnRecord
 from bench.server import Endpoint
@@ -43,6 +43,7 @@ class Terminal:
 
     def print(self, text: str) -> None:
         """A line that stays."""
+        text = secret.without(text)
         self.out.write(f"\r\x1b[2K{text}\n" if self.moving else f"{text}\n")
         self.out.flush()
 

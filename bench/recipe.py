@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from bench import tables
+from bench import secret, tables
 from bench.errors import BenchError
 
 
@@ -185,6 +185,9 @@ def _topic(flag: str) -> str:
 def load(gpu: str) -> tuple[str, RecipeFile, str]:
     path = tables.find("launch", gpu)
     file, digest = tables.read(path, RecipeFile)
+    words = [*(f"{name}={value}" for name, value in file.serve.env.items()), *file.serve.before, *file.serve.args]
+    if given := secret.betrayed(words):
+        raise BenchError(f"{path}: serve: {given}: no secret belongs in a file", "export it: vLLM inherits it")
     for name, precision in file.kv.items():
         if precision.tokens and not file.serve.block_size:
             raise BenchError(f"{path}: kv: {name}: tokens needs serve: block_size, for vLLM counts the cache in blocks")

@@ -7,19 +7,21 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import httpx
-
-from bench import asking, diagnosis, model, scrape
+from bench import asking, diagnosis, key, model, scrape, secret
 from bench.engine import Vllm
 from bench.errors import BenchError, Exit
 from bench.recipe import Launch
 
 TAG = "BENCH_OWNER"  # in the environment of all we start: "pid:start time:folder of the run"
 STOP_S = 20.0
+SOON_S = 5.0
+# Where the processes of one vLLM listen for each other, unless the user says otherwise: by default, on whatever
+# address the machine's name stands for.
+LOCAL = {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def connect(url: str, wanted: str | None, key: str | None, control_s: float = 60
     if not url.startswith(("http://", "https://")):
         raise BenchError(f"--endpoint {url!r} is not a URL", f"did you mean http://{url}?")
     base = url.rstrip("/").removesuffix("/v1")
-    hint = "is the server up, and the URL right? A key is read from the environment variable BENCH_API_KEY"
+    hint = "is the server up, and the URL right? A key is read from BENCH_API_KEY or BENCH_API_KEY_FILE"
     try:
         models = _models(base, key, control_s)
     except OSError as error:
@@ -95,7 +97,7 @@ def serve(
     vllm: Vllm, launch: Launch, run: Path, say: Callable[[str], None], start_timeout_s: float = 1200
 ) -> Iterator[Endpoint]:
     """vLLM for as long as the body runs, and not a moment longer."""
-    port = choose_port(launch)
+    port, ours = choose_port(launch), key.of_our_server()
     loaded = launch.model
     if model.is_synthetic(launch.model):
         loaded = str(model.materialise(launch.model, run.resolve() / "model"))
@@ -112,18 +114,26 @@ def serve(
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **launch.environment(), TAG: tag},
+            env={**LOCAL, **_inherited(), **launch.environment(), TAG: tag},
         )
     try:
         base = f"http://127.0.0.1:{port}"
-        _await_ready(process, base, launch, log, say, start_timeout_s)
-        page = scrape.fetch(base) or ""
+        _await_ready(process, base, launch, log, say, start_timeout_s, ours)
+        page = scrape.fetch(base, ours) or ""
         geometry = model.geometry(launch.model) if model.is_synthetic(launch.model) else None
         vocabulary = geometry.vocabulary if geometry else None
         cache = scrape.cache_facts(page)
-        yield Endpoint(base, launch.model, cache, vllm.version, vocabulary, process=process, log=log)
+        yield Endpoint(base, launch.model, cache, vllm.version, vocabulary, key=ours, process=process, log=log)
     finally:
-        stop(process, tag)
+        try:
+            stop(process, tag)
+        finally:
+            secret.blot(log)
+
+
+def _inherited() -> dict[str, str]:
+    """Of another server's key, vLLM need not know."""
+    return {name: value for name, value in os.environ.items() if name not in (secret.KEY, secret.KEY_FILE)}
 
 
 def choose_port(launch: Launch) -> int:
@@ -149,24 +159,21 @@ def _await_ready(
     log: Path,
     say: Callable[[str], None],
     limit_s: float,
+    ours: str | None = None,
 ) -> None:
     """Ready is: our process lives, its port answers, and it serves our model."""
     began = time.perf_counter()
     usual = launch.file.serve.start_s
-    with httpx.Client(timeout=5, trust_env=False) as http:
-        while (waited := time.perf_counter() - began) < limit_s:
-            if process.poll() is not None:
-                why, hint = diagnosis.diagnose(log)
-                raise BenchError(f"vLLM did not start: {why}", f"{hint}its log: {log}", Exit.SERVER)
-            try:
-                served = http.get(f"{base}/v1/models").json()["data"]
-                if launch.model in [entry["id"] for entry in served]:
-                    say("")
-                    return
-            except (httpx.HTTPError, ValueError, KeyError):
-                pass
-            say(f"vLLM is {diagnosis.stage(log)} ({waited:.0f} s; a start usually takes about {usual:.0f} s)")
-            time.sleep(0.25)
+    while (waited := time.perf_counter() - began) < limit_s:
+        if process.poll() is not None:
+            why, hint = diagnosis.diagnose(log)
+            raise BenchError(f"vLLM did not start: {why}", f"{hint}its log: {log}", Exit.SERVER)
+        with suppress(OSError):
+            if launch.model in _models(base, ours, SOON_S):
+                say("")
+                return
+        say(f"vLLM is {diagnosis.stage(log)} ({waited:.0f} s; a start usually takes about {usual:.0f} s)")
+        time.sleep(0.25)
     raise BenchError(
         f"vLLM was not ready after {limit_s:.0f} s, while {diagnosis.stage(log)}", f"its log: {log}", Exit.SERVER
     )
@@ -255,16 +262,18 @@ def now(target: Endpoint) -> dict[str, object]:
         models = sorted(_models(*asked))
     except OSError:
         models = []
-    return {
-        "cache": asdict(scrape.cache_facts(page)),
-        "version": _version(*asked),
-        "models": models,
-    }
+    return secret.without(
+        {
+            "cache": asdict(scrape.cache_facts(page)),
+            "version": _version(*asked),
+            "models": models,
+        }
+    )
 
 
 def facts(target: Endpoint) -> dict[str, object]:
     """What run.json keeps of the server."""
-    return {
+    told: dict[str, object] = {
         "base_url": target.base_url,
         "model": target.model,
         "version": target.version,
@@ -273,3 +282,4 @@ def facts(target: Endpoint) -> dict[str, object]:
         "log": target.log.name if target.log else None,
         "command": (target.log.parent / f"{target.log.stem}.command").read_text().strip() if target.log else None,
     }
+    return secret.without(told)

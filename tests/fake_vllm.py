@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 HELP = """
   --kv-cache-dtype {auto,bfloat16,fp8}
@@ -25,6 +26,8 @@ CRASH = """
 (APIServer pid=6) Traceback (most recent call last):
 (APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
 """
+KEY = os.environ.get("VLLM_API_KEY")
+LAST_WORDS = {"crash": CRASH, "traitor": f"ValueError: cannot start with the key {KEY}"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -33,7 +36,18 @@ class Handler(BaseHTTPRequestHandler):
     mode = ""
     asked = 0
 
+    def stranger(self) -> bool:
+        """Asks for a key as vLLM does, and quotes it as some gateways do: a wrong one, or after a while any."""
+        told = self.headers["Authorization"] or "none"
+        weary = self.mode == "gossip" and self.command == "POST" and self.asked > 6
+        if self.mode not in ("guarded", "gossip") or (told == f"Bearer {KEY}" and not weary):
+            return False
+        self.answer(401, json.dumps({"error": {"message": f"bad header {told}"}}).encode())
+        return True
+
     def do_GET(self) -> None:
+        if self.stranger():
+            return
         listed = {"data": [{"id": self.model}]}
         self.answer(200 if self.path in ("/v1/models", "/health") else 404, json.dumps(listed).encode())
 
@@ -43,6 +57,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/completions":
             return self.answer(404, b"{}")
         Handler.asked += 1
+        if not self.stranger():
+            self.complete(wanted)
+
+    def complete(self, wanted: dict[str, Any]) -> None:
         if asked := os.environ.get("FAKE_ASKED"):  # a file of a line a request, for a test to count
             with open(asked, "a") as log:
                 log.write(f"{len(wanted['prompt'])}\n")
@@ -117,8 +135,8 @@ def main(mode: str, words: list[str]) -> None:
         return print("0.0.fake")
     if "--help=all" in words:
         return print(HELP)
-    if mode == "crash":
-        print(CRASH)
+    if mode in LAST_WORDS:
+        print(LAST_WORDS[mode])
         sys.exit(1)
     if mode == "mute":
         time.sleep(600)
@@ -130,6 +148,7 @@ def main(mode: str, words: list[str]) -> None:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Handler.model, Handler.mode = words[words.index("--served-model-name") + 1], mode
     port = int(words[words.index("--port") + 1])
+    print("listening, with the key", KEY, flush=True)
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 

@@ -6,8 +6,11 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -312,6 +315,56 @@ def test_a_phone_scrolls_the_tables_and_not_the_page(opened: Browser, tmp_path: 
     opened.open(tmp_path / "report.html", width=360)
     assert opened.run("return document.documentElement.scrollWidth") == 360
     assert opened.run("const box = document.querySelector('.scroll'); return box.scrollWidth > box.clientWidth")
+
+
+@contextmanager
+def lure() -> Iterator[tuple[str, list[str]]]:
+    """An address that should never be asked, and what it was asked."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def attack(url: str) -> str:
+    return (
+        f"\"'></style></script></title></svg><script>window.got=1</script><img src={url}/i onerror=window.got=2>"
+        f"<svg onload=window.got=3><image href={url}/s></image></svg><link rel=stylesheet href={url}/l>"
+        f"<iframe src={url}/f></iframe><style>body{{background:url({url}/b)}}</style>"
+        "<a href=javascript:window.got=4>x</a>"
+    )
+
+
+def test_an_attack_in_a_name_neither_runs_nor_reaches_anybody(reader: Browser, tmp_path: Path) -> None:
+    bait, got = "document.querySelector('a[href^=javascript]')?.click()", "return window.got || 0"
+    with lure() as (url, asked):
+        done = concluded(tmp_path, attack(url))
+        told = html(done)
+        smuggled = told.replace("<main", f"{attack(url)}<main", 1)
+        figures = plots.draw(done.run, done.rows, done.records, done.samples)
+        assert any("window.got" in figure for figure in figures.values())
+        for name, page in {"named.html": told, "smuggled.html": smuggled, **figures}.items():
+            (tmp_path / name).write_text(page)
+            reader.open(tmp_path / name)
+            reader.run(bait)
+            assert reader.run(got) == 0, name
+            assert asked == [], name
+            assert bool(reader.complaints()) == (name == "smuggled.html"), "our policy stops what our escaping does not"
+        (tmp_path / "open.html").write_text(re.sub("<meta http-equiv[^>]*>", "", smuggled))
+        reader.open(tmp_path / "open.html")
+        assert reader.run(got) > 0, "without policy and escaping it would have run"
+        assert set(asked) >= {"/i", "/s", "/l", "/f", "/b"}
+    reader.complaints()
 
 
 def test_the_browser_has_nothing_to_complain_of(opened: Browser) -> None:
