@@ -11,7 +11,10 @@ LEVELS ?= 1 48 128 512
 REPEATS ?= 3
 OUT ?= results/runs/clients.md
 
-.PHONY: install sweep test bench-client check format lint clean
+TARGET ?= run
+MINUTES ?= 5
+
+.PHONY: install sweep test bench-client fuzz check format lint clean
 install: .venv/.installed $(ENGINE)
 
 .venv/.installed: pyproject.toml
@@ -48,6 +51,16 @@ bench-client: .venv/.installed $(PEERS:%=.peers/%/.installed) $(if $(filter vllm
 	@rm -rf .peers/$* && $(PYTHON) -m venv .peers/$*
 	@.peers/$*/bin/pip install -qq --no-compile -r $< 2> .peers/$*/why && touch $@ || tail -n 1 .peers/$*/why
 
+# Not a test: coverage leads the way into what reads others' bytes, for as long as one likes. `tests/fuzz/targets.py` has
+# the targets; what is found lies in .fuzz/TARGET/, from where the next time goes on.
+fuzz: .fuzz/.installed
+	.fuzz/bin/python -m tests.fuzz $(TARGET) --minutes $(MINUTES)
+
+.fuzz/.installed: tests/fuzz/pins.txt pyproject.toml
+	@echo "installing the fuzzer into .fuzz"
+	@rm -rf .fuzz && $(PYTHON) -m venv .fuzz
+	@.fuzz/bin/pip install -qq --no-compile -r tests/fuzz/pins.txt -e . && touch $@
+
 lint: .venv/.installed
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
@@ -61,4 +74,4 @@ format: .venv/.installed
 	.venv/bin/ruff check --fix .
 
 clean:
-	rm -rf .venv .engine .peers dist
+	rm -rf .venv .engine .peers .fuzz dist

@@ -50,7 +50,7 @@ def conclude(folder: Folder) -> Conclusion:
         hint = "a published run keeps none: its table and its report lie beside its run.json, as they were made"
         raise BenchError(f"{folder.path} has no requests.jsonl, so nothing can be made again", hint)
     run, records = folder.manifest(), folder.records()
-    samples, pulses = list(folder.rows("server.jsonl")), list(folder.rows("client.jsonl"))
+    samples, pulses = folder.samples("server.jsonl"), folder.samples("client.jsonl")
     rows: list[LevelRow] = []
     checks: list[Check] = []
     verdicts: dict[str, Any] = {}
@@ -60,11 +60,11 @@ def conclude(folder: Folder) -> Conclusion:
         felt = [pulse for pulse in pulses if pulse["variant"] == variant]
         here = list(_rows(run, variant, own, told, felt))
         verdicts[variant] = _verdict(here, own, knee.parse_slo(run["slo"]), _server(run, facts))
-        if "dialect" in facts and own:
+        if {"dialect", "server"} <= set(facts) and own:
             healthy = (verdicts[variant]["knee"] or [None])[0]
             checks += audit.audit(Evidence(run, variant, own, here, told, healthy))
         rows += here
-    warnings = [warning for check in checks for warning in check.warnings]
+    warnings = [*_torn(folder), *(warning for check in checks for warning in check.warnings)]
     if run["ended"] != "finished":
         why = "its numbers are those of the levels that were reached"
         warnings.append(Warning(f"the run did not finish: {run['ended']}", why, "run it again", fatal=True))
@@ -78,6 +78,16 @@ def conclude(folder: Folder) -> Conclusion:
         "variants": verdicts,
     }
     return Conclusion(run, rows, warnings, records, samples)
+
+
+def _torn(folder: Folder) -> Iterator[Warning]:
+    for file, what in (("requests.jsonl", "request"), ("server.jsonl", "sample"), ("client.jsonl", "sample")):
+        if folder.torn(file):
+            yield Warning(
+                f"the last line of {file} is torn: one {what} is lost",
+                "bench was killed while it wrote, or the disk was full; all lines before it are whole",
+                "nothing, if that much was known; else look at the machine's log and its disk",
+            )
 
 
 def _told(name: str, checks: Sequence[Check]) -> dict[str, Any]:

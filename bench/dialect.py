@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bench import bounded, shape
 from bench.wire import Events, Stamp
 
 # What stands in an event that is worth parsing; the others only carry text, which is copied as it stands.
@@ -18,6 +19,19 @@ STRING = rb'\s*"([^"\\]*(?:\\.[^"\\]*)*)"'
 TEXT = {"/v1/completions": re.compile(rb'"text":' + STRING)}
 CHAT_TEXT = re.compile(rb'"(?:content|reasoning_content)":' + STRING)
 NEWER_CHAT_TEXT = re.compile(rb'"(?:content|reasoning)":' + STRING)  # some send the old name's copy with it
+COUNT, TIME = (int, None), (float, None)
+EVENT = {
+    "choices?": (None, [{"finish_reason?": (str, None), "delta?": (dict, None)}]),
+    "usage?": (
+        None,
+        {
+            "prompt_tokens?": COUNT,
+            "completion_tokens?": COUNT,
+            "prompt_tokens_details?": (None, {"cached_tokens?": COUNT}),
+        },
+    ),
+    "metrics?": (None, {"queue_time_ms?": TIME, "time_to_first_token_ms?": TIME}),
+}
 WORD = re.compile(rb"w(\d+)")
 IDS = re.compile(rb'"token_ids":\s*\[([\d,\s]+)\]')
 
@@ -91,9 +105,9 @@ def understand(body: bytes, when: Callable[[int], Stamp]) -> Answer:
 def _take_in(answer: Answer, data: bytes | None, end: int, when: Callable[[int], Stamp]) -> None:
     if data is None or data == b"[DONE]":
         return
-    event = json.loads(data)
-    if not isinstance(event, dict) or not all(isinstance(choice, dict) for choice in event.get("choices") or ()):
-        raise ValueError(f"an event that is no completion: {data[:80]!r}")
+    event = bounded.parse(data.decode())
+    if wrong := shape.misfit(event, EVENT):  # a record with anything else in it could not be read again
+        raise ValueError(f"an event that is no completion: {wrong}: {data[:80]!r}")
     if event.get("error"):
         answer.error = error_text(event)
     answer.usage = event.get("usage") or answer.usage

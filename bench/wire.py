@@ -122,6 +122,8 @@ class Response:
         else:
             length = "0" if self.status in (204, 304) else self.headers.get("content-length")
             self._left, self._step = None if length is None else int(length), Response._read_body
+            if self._left is not None and self._left < 0:
+                raise ValueError(f"a body of {length} bytes")
         return True
 
     def _read_body(self) -> bool:
@@ -159,9 +161,12 @@ class Response:
 def _size(line: bytes) -> int:
     """Of a chunk, whatever extensions follow it."""
     try:
-        return int(line, 16)
+        size = int(line, 16)
     except ValueError:
-        return int(line.partition(b";")[0], 16)
+        size = int(line.partition(b";")[0], 16)
+    if size < 0:  # would be read for ever
+        raise ValueError("a chunk of less than nothing")
+    return size
 
 
 Span = tuple[int, int]

@@ -13,11 +13,19 @@ FLOORS = {
     **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "scene", "troupe"), 4),
     **dict.fromkeys(("load", "stats", "official"), 3),
     **dict.fromkeys(("client", "server", "capacity", "waits", "foreign"), 2),
-    **dict.fromkeys(("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape"), 1),
+    **dict.fromkeys(
+        ("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "manifest"), 1
+    ),
     **dict.fromkeys(("hypertext", "connection", "dialect", "pulse"), 1),
-    **dict.fromkeys(("errors", "tables", "sample", "svg", "wire"), 0),
+    **dict.fromkeys(("errors", "tables", "sample", "svg", "wire", "bounded", "shape", "inert"), 0),
 }
-ALLOWED_SIBLINGS = {("tables", "errors")}  # there is one error
+# there is one error, one limit to what is read, and one list of what is no plain text
+ALLOWED_SIBLINGS = {
+    *((name, "errors") for name in ("tables", "bounded", "shape")),
+    ("tables", "bounded"),
+    ("svg", "inert"),
+    ("records", "manifest"),
+}
 
 
 def imported(path: Path) -> set[str]:
