@@ -74,7 +74,7 @@ class TurnRecord:
 
 
 KEPT = tuple(field.name for field in fields(TurnRecord) if field.name != "answer")
-AT_ONCE = 1 << 20  # bytes read and parsed together
+AT_ONCE = 1 << 18  # bytes read and parsed together: more of them are slower again
 LONGEST_S = 1e9  # no run takes thirty years
 LEAST = {"concurrency": 1, "session": -1}  # a warm-up's
 OF_LEVEL = {"variant": str, "case": str, "concurrency": int, "repeat": int}  # of every sample
