@@ -76,6 +76,16 @@ def audit(seen: Evidence) -> list[Check]:
     return [Check(name, *_asked(check, seen)) for name, check in CHECKS.items()]
 
 
+# What can be said of one level by itself.
+OF_A_LEVEL = ("few requests failed", "streams were whole", "prompts and answers had their length",
+              "the client was on time", "every level began cold")  # fmt: skip
+
+
+def doubts(seen: Evidence) -> list[str]:
+    """What about one level, played whole, would make a run invalid."""
+    return [warning.what for name in OF_A_LEVEL for warning in _asked(CHECKS[name], seen)[0] if warning.fatal]
+
+
 def _asked(check: "Asked", seen: Evidence) -> tuple[tuple[Warning, ...], str]:
     said = list(check(seen))
     unknown = [one for one in said if isinstance(one, str)]
@@ -322,16 +332,15 @@ def _alone(seen: Evidence) -> Iterator[Warning | str]:
 
 def _settings(seen: Evidence) -> Iterator[Warning | str]:
     told = seen.facts.get("settings", [])
-    if len(told) < 2 or not any(map(_said, told[1].values())):
+    if len(told) < 2 or not any(map(_said, told[-1].values())):
         yield "the server did not tell them again after the run"
         return
-    changed = [
-        name for name, was in told[0].items() if _said(was) and _said(told[1].get(name)) and was != told[1][name]
-    ]
+    was, is_now = told[0], told[-1]
+    changed = [name for name in was if _said(was[name]) and _said(is_now.get(name)) and was[name] != is_now[name]]
     if changed:
         yield Warning(
             f"the server's {', '.join(changed)} changed while it was measured",
-            f"before: {told[0]}; after: {told[1]}",
+            f"before: {was}; after: {is_now}",
             "measure a server that nobody restarts",
             fatal=True,
         )

@@ -44,9 +44,10 @@ def last_line(path: Path, longest: int = LONGEST) -> str:
         return file.read(longest + 1).removesuffix(b"\n").rpartition(b"\n")[2].decode(errors="replace")
 
 
-def lines(path: Path, at_once: int, longest: int = LONGEST) -> Iterator[str]:
-    """Many at a time, each with its end; only the last of all may lack it."""
+def lines(path: Path, at_once: int, start: int = 0, longest: int = LONGEST) -> Iterator[str]:
+    """Many at a time, each with its end; only the last of all may lack it. From that byte on."""
     with path.open("rb") as file:
+        file.seek(start)
         try:
             for some in _whole_lines(file, at_once, longest):
                 yield some.decode()

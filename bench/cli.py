@@ -172,6 +172,12 @@ def cli() -> None:
     help="Processes of the client that the sessions are spread over.  [default: one for each 512 sessions]",
 )
 @click.option("--out", metavar="DIR", help="The run's folder.  [default: results/runs/DATE-GPU-KV]")
+@click.option(
+    "--resume",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Go on with a run that was cut, at the level it was in. Takes all its options from there.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the command, the levels and the expected duration; start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print run.json, verdict included, instead of the table.")
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM SERVE FLAGS]")
@@ -187,8 +193,37 @@ def sweep(**given: Any) -> int:
     bench sweep --gpu l4 --vary kv=fp16,fp8,tq4            three precisions, one table
     bench sweep --gpu l4 --kv fp8 -- --max-num-seqs 64     flags after -- go to vllm serve unchanged
     bench sweep --endpoint http://127.0.0.1:8000           a server that is already running
+    bench sweep --resume results/runs/LAST-NIGHT           the rest of a run that was cut
     """
+    if given["resume"]:
+        return _resume(given["resume"], given["as_json"])
+    return _sweep(given, Path(given["out"]) if given["out"] else _default_folder(given))
+
+
+def _resume(path: Path, as_json: bool) -> int:
+    """With the options of the run itself, as if they were given again."""
+    from bench import records
+
+    context = click.get_current_context()
+    if named := [name for name in context.params if _is_given(context, name) and name not in ("resume", "as_json")]:
+        raise BenchError(f"--resume takes everything from the run: leave --{named[0].replace('_', '-')} out")
+    run = records.Folder.open(path).manifest()
+    if run["schema"] < records.SCHEMA:
+        raise BenchError(f"{path} was made by an older bench, which kept no journal", "begin a new run")
+    if run["ended"] == "finished":
+        raise BenchError(f"{path} is finished: nothing is left to be done", f"see it with: bench report {path}")
+    with sweep.make_context("sweep", [*run["argv"][2:]]) as before:
+        return _sweep({**before.params, "as_json": as_json}, path, run)
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) != ParameterSource.DEFAULT
+
+
+def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = None) -> int:
+    """Begun, or gone on with where there is one `before`."""
     from dataclasses import replace
+    from functools import partial
 
     from bench import engine, knee, progress, records, report, server
     from bench import sweep as job
@@ -201,27 +236,30 @@ def sweep(**given: Any) -> int:
         launches = {name: replace(one, telling=engine.telling(vllm)) for name, one in launches.items()}
     endpoint = None if launches else _endpoint(given)
     plan = _plan(given, launches, endpoint)
-    path = Path(given["out"]) if given["out"] else _default_folder(given)
-    records.Folder.vacant(path)
+    if before is None:
+        records.Folder.vacant(path)
     if given["dry_run"]:
         names = [*launches] or ["endpoint"]
         forecasts = {name: job.forecast(plan, name, launch) for name, launch in launches.items()}
         _tell(report.rehearsal({name: plan.levels(name) for name in names}, launches, forecasts))
         return Exit.FINE
     _report_orphans(terminal)
-    folder = records.Folder.create(path)
-    variants = [job.Variant("endpoint", None, nullcontext(endpoint))] if endpoint else []
+    folder = records.Folder.create(path) if before is None else records.Folder.open(path)
+    variants = [job.Variant("endpoint", None, lambda: nullcontext(endpoint))] if endpoint else []
     for name, launch in launches.items():
         assert vllm is not None
-        variants.append(job.Variant(name, launch, server.serve(vllm, launch, folder.path, terminal.say)))
+        variants.append(job.Variant(name, launch, partial(server.serve, vllm, launch, folder.path, terminal.say)))
     run = job.manifest(plan, variants, ["bench", *sys.argv[1:]], given["slo"])
-    try:
-        job.sweep(plan, variants, folder, terminal, run)
-    except (KeyboardInterrupt, BenchError):
-        if folder.records():
-            _close(folder, given["as_json"], terminal)
-        raise
-    return _close(folder, given["as_json"], terminal)
+    with folder.held():
+        if before is not None:
+            run = job.go_on(before, run, folder, terminal)
+        try:
+            job.sweep(plan, variants, folder, terminal, run)
+        except (KeyboardInterrupt, BenchError):
+            if folder.records():
+                _close(folder, given["as_json"], terminal)
+            raise
+        return _close(folder, given["as_json"], terminal)
 
 
 @cli.command()
@@ -338,10 +376,7 @@ def _launches(given: dict[str, Any]) -> Launches:
 
     if given["endpoint"]:
         context = click.get_current_context()
-        named = [
-            said for key, said in OF_A_SERVER.items() if context.get_parameter_source(key) != ParameterSource.DEFAULT
-        ]
-        if named:
+        if named := [said for key, said in OF_A_SERVER.items() if _is_given(context, key)]:
             raise BenchError(f"--endpoint measures a server as it is: {', '.join(named)} cannot change it")
         return {}
     if stray := [word for word in given["extra"][:1] if not word.startswith("-")]:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -165,6 +165,7 @@ def record(
         queue_s=_seconds(answer.timing.get("queue_time_ms")),
         prefill_s=_seconds(answer.timing.get("time_to_first_token_ms")),
         read_late_s=None if first is None or first.read == first.arrived else first.read - first.arrived,
+        attempt=turn.attempt,
         answer=said,
     )
 
@@ -175,29 +176,36 @@ class Sender(Protocol):
     async def send(self, turn: Turn) -> TurnRecord: ...
 
 
-def keeping(sender: Sender, keep: Callable[[TurnRecord], None]) -> Callable[[Turn], Awaitable[TurnRecord]]:
+class Keeping:
     """`send` that hands over every record, after the next turn is sent; that of a turn we gave up, too."""
-    problems: list[Exception] = []
 
-    def keep_later(told: TurnRecord) -> None:
-        try:
-            keep(told)
-        except Exception as problem:  # no disk, say: nobody waits for this call, so the next turn raises it
-            problems.append(problem)
+    def __init__(self, sender: Sender, keep: Callable[[TurnRecord], None]) -> None:
+        self._sender, self._keep = sender, keep
+        self._problem: Exception | None = None
 
-    async def send(turn: Turn) -> TurnRecord:
-        if problems:
-            raise problems[0]
+    async def send(self, turn: Turn) -> TurnRecord:
+        if self._problem:
+            raise self._problem
         began = time.perf_counter()
         try:
-            told = await sender.send(turn)
+            told = await self._sender.send(turn)
         except asyncio.CancelledError:
-            keep(record(turn, sender.target, Answer(), "cut", "interrupted", began, time.perf_counter()))
+            self._keep(record(turn, self._sender.target, Answer(), "cut", "interrupted", began, time.perf_counter()))
             raise
-        asyncio.get_running_loop().call_soon(keep_later, told)
+        asyncio.get_running_loop().call_soon(self._keep_later, told)
         return told
 
-    return send
+    def _keep_later(self, told: TurnRecord) -> None:
+        try:
+            self._keep(told)
+        except Exception as problem:  # no disk, say: nobody waits for this call, so the next turn raises it
+            self._problem = problem
+
+    async def settle(self) -> None:
+        """Until the last one is handed over."""
+        await asyncio.sleep(0)
+        if self._problem:
+            raise self._problem
 
 
 def _read(response: Response) -> Answer:

@@ -13,7 +13,7 @@ from bench.audit import Check, Evidence, Warning
 from bench.cause import Server
 from bench.errors import BenchError
 from bench.knee import Knee, Slo
-from bench.records import Folder, TurnRecord
+from bench.records import LINES, Folder, TurnRecord, attempts, is_last, play_of
 from bench.stats import LevelRow
 
 Samples = Sequence[dict[str, Any]]
@@ -49,8 +49,13 @@ def conclude(folder: Folder) -> Conclusion:
     if not (folder.path / "requests.jsonl").is_file():
         hint = "a published run keeps none: its table and its report lie beside its run.json, as they were made"
         raise BenchError(f"{folder.path} has no requests.jsonl, so nothing can be made again", hint)
-    run, records = folder.manifest(), folder.records()
-    samples, pulses = folder.samples("server.jsonl"), folder.samples("client.jsonl")
+    run, every = folder.manifest(), folder.records()
+    last = attempts(every)
+    records = [one for one in every if is_last(last, one)] if any(last.values()) else every
+    samples, pulses = (
+        [row for row in folder.rows(file) if last.get(play_of(row), 0) == row.get("attempt", 0)]
+        for file in ("server.jsonl", "client.jsonl")
+    )
     rows: list[LevelRow] = []
     checks: list[Check] = []
     verdicts: dict[str, Any] = {}
@@ -65,15 +70,17 @@ def conclude(folder: Folder) -> Conclusion:
             checks += audit.audit(Evidence(run, variant, own, here, told, healthy))
         rows += here
     warnings = [*_torn(folder), *(warning for check in checks for warning in check.warnings)]
+    warnings += _lost(list(folder.rows("journal.jsonl")))
     if run["ended"] != "finished":
         why = "its numbers are those of the levels that were reached"
-        warnings.append(Warning(f"the run did not finish: {run['ended']}", why, "run it again", fatal=True))
+        again = f"go on where it stopped: bench sweep --resume {folder.path}"
+        warnings.append(Warning(f"the run did not finish: {run['ended']}", why, again, fatal=True))
     run["verdict"] = {
         **next(iter(verdicts.values())),
         "valid": bool(rows) and not any(warning.fatal for warning in warnings),
         "warnings": [asdict(warning) for warning in warnings],
         "checks": [_told(name, [check for check in checks if check.name == name]) for name in audit.CHECKS],
-        "ledger": audit.ledger(run, records),
+        "ledger": {**audit.ledger(run, records), "begun_anew": _sent(every) - _sent(records)},
         "departures": audit.departures(run),
         "variants": verdicts,
     }
@@ -81,13 +88,30 @@ def conclude(folder: Folder) -> Conclusion:
 
 
 def _torn(folder: Folder) -> Iterator[Warning]:
-    for file, what in (("requests.jsonl", "request"), ("server.jsonl", "sample"), ("client.jsonl", "sample")):
+    for file in LINES:
         if folder.torn(file):
             yield Warning(
-                f"the last line of {file} is torn: one {what} is lost",
+                f"the last line of {file} is torn: what it said is lost",
                 "bench was killed while it wrote, or the disk was full; all lines before it are whole",
                 "nothing, if that much was known; else look at the machine's log and its disk",
             )
+
+
+def _sent(records: Sequence[TurnRecord]) -> int:
+    return sum(record.turn > 0 for record in records)
+
+
+def _lost(journal: Sequence[dict[str, Any]]) -> list[Warning]:
+    """Levels that were begun anew because their server died: said, and no reason to distrust what came of them."""
+    return [
+        Warning(
+            f"{row['variant']}, {row['case']}, C = {row['concurrency']}: the server was lost: {row['why']}",
+            "its requests until then are on file, and count for nothing: the level was begun anew, if it could be",
+            "see the server's log",
+        )
+        for row in journal
+        if row["what"] == "lost"
+    ]
 
 
 def _told(name: str, checks: Sequence[Check]) -> dict[str, Any]:

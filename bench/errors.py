@@ -17,7 +17,10 @@ class BenchError(Exception):
     """What happened to which file or flag, and how to go on."""
 
     def __init__(self, message: str, hint: str = "", exit: Exit = Exit.USAGE) -> None:
-        super().__init__(message)
+        super().__init__(message, hint, exit)  # all of it, for it may come from another process
         self.message = message
         self.hint = hint
         self.exit = exit
+
+    def __str__(self) -> str:
+        return self.message

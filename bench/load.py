@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -47,10 +47,16 @@ class Level:
     concurrency: int
     repeat: int
     requests: int
+    attempt: int = 0
 
     @property
     def identity(self) -> tuple[int, ...]:
-        """Seeds the content, so that no level ever sends what another has sent."""
+        """Seeds the content, so that no level ever sends what another has sent, nor what was sent when it was cut."""
+        return (*self.part, self.attempt) if self.attempt else self.part
+
+    @property
+    def part(self) -> tuple[int, ...]:
+        """Seeds what is the same however often it is begun."""
         case = CASES[self.case] if self.case in CASES else 3 + round(1e6 * miss_rate(self.case))
         return (case, self.concurrency, self.repeat)
 
@@ -133,19 +139,24 @@ def sessions(workload: Workload, level: Level, seed: int) -> Iterator[Session]:
 
 async def play(level: Level, workload: Workload, stage: Stage, seed: int) -> list[TurnRecord]:
     """Warm up what the case presumes cached, then send `level.requests` turns; in the order in which they ended."""
-    performance = Performance(level, workload, stage, seed)
+    records: list[TurnRecord] = []
+
+    async def send(turn: Turn) -> TurnRecord:
+        records.append(await stage.send(turn))
+        return records[-1]
+
+    performance = Performance(level, workload, replace(stage, send=send), seed)
     await performance.warm_up()
     await performance.run(stage.clock.now())
-    return performance.records
+    return records
 
 
 class Performance:
-    """One level being played, or a share of it."""
+    """One level being played, or a share of it. Keeps no record: it may last for days."""
 
     def __init__(self, level: Level, workload: Workload, stage: Stage, seed: int, share: Share = ALL) -> None:
         self.level, self.stage, self.seed, self.share = level, stage, seed, share
         self.rate = workload.file.arrivals.sessions_per_s if level.case in OF_SESSIONS else None
-        self.records: list[TurnRecord] = []
         self._slots = share.size(level.concurrency)
         self._left = share.requests(level)
         self._common: dict[tuple[int, ...], Any] = {}
@@ -155,11 +166,14 @@ class Performance:
 
     async def run(self, start: float) -> None:
         await self.stage.clock.sleep_until(start)
-        if self.rate is None:
-            await self._closed_loop(start)
-        else:
-            arrivals = _poisson(self.rate, [self.seed, *self.level.identity], start)
-            await self._open_loop(self.share.take(arrivals))
+        try:
+            if self.rate is None:
+                await self._closed_loop(start)
+            else:
+                arrivals = _poisson(self.rate, [self.seed, *self.level.part], start)
+                await self._open_loop(self.share.take(arrivals))
+        except BaseExceptionGroup as several:  # what ends one session ends all: one of them tells it
+            raise several.exceptions[0] from None
 
     def _understudy(self) -> None:
         if self._left > 0 and len(self._waiting) < self._slots:
@@ -173,7 +187,7 @@ class Performance:
         beginnings = {script.cached: script.session.cached_tokens for script in self._waiting}
         for number, (prompt, tokens) in enumerate(beginnings.items()):
             turn = self._turn(-1 - number, 0, prompt, tokens, 0, 1, self.stage.clock.now())
-            self.records.append(await self.stage.send(turn))
+            await self.stage.send(turn)
 
     async def _closed_loop(self, start: float) -> None:
         """C slots; where a session ends the next begins."""
@@ -222,7 +236,6 @@ class Performance:
             if at == len(session.steps) - 1:
                 asyncio.get_running_loop().call_soon(self._understudy)  # once this turn is under way
             record = await self.stage.send(turn)
-            self.records.append(record)
             due = record.end_s
             if record.status != "ok":
                 return due
@@ -248,6 +261,7 @@ class Performance:
             eligible_tokens=known // block * block,
             output_tokens=output,
             intended_s=due,
+            attempt=level.attempt,
         )
 
 

@@ -1,8 +1,11 @@
 """What happened: one immutable record a request, appended and flushed as it ends, and the folder a run lives in."""
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
 from itertools import starmap
 from operator import attrgetter, itemgetter
@@ -16,8 +19,9 @@ from bench.errors import BenchError, Exit
 #   1  the first
 #   2  a request's time in the server's queue and prefill; the server's own TTFT; its settings after the run
 #   3  for how long a first token lay unread; what the client said of itself
-SCHEMA = 3
-READABLE = (1, 2, 3)  # what an older one lacks is None
+#   4  which attempt at its level a request belongs to; the journal
+SCHEMA = 4
+READABLE = (1, 2, 3, 4)  # what an older one lacks is None
 
 Status = Literal["ok", "failed", "truncated", "timeout", "cut"]
 
@@ -49,6 +53,7 @@ class TurnRecord:
     queue_s: float | None = None  # by the engine's own clock: until it was scheduled
     prefill_s: float | None = None  # and from then until its first token
     read_late_s: float | None = None  # the first token lay unread, at least; where the kernel tells, and not in TTFT
+    attempt: int = 0  # at its level, which is begun anew where a server or a run died in it
     answer: bytes = b""  # in the target's notation, for the next turn to extend; content, so not part of the file
 
     @property
@@ -73,12 +78,39 @@ class TurnRecord:
         return self.sent_s - self.intended_s
 
 
+Play = tuple[str, str, int, int]  # variant, case, concurrency, repeat
+
+
+def play_of(row: dict[str, Any]) -> Play:
+    return row["variant"], row["case"], row["concurrency"], row["repeat"]
+
+
+def attempts(records: Sequence[TurnRecord]) -> dict[Play, int]:
+    """Which attempt at each play is the last."""
+    last: dict[Play, int] = {}
+    for one in records:
+        play = one.variant, one.case, one.concurrency, one.repeat
+        last[play] = max(last.get(play, 0), one.attempt)
+    return last
+
+
+def is_last(last: dict[Play, int], one: TurnRecord) -> bool:
+    return last[one.variant, one.case, one.concurrency, one.repeat] == one.attempt
+
+
 KEPT = tuple(field.name for field in fields(TurnRecord) if field.name != "answer")
+LINES = ("requests.jsonl", "server.jsonl", "client.jsonl", "journal.jsonl")  # all that a run cannot do without
+HELD = ".held"  # locked while a run is made; and as large as a run's last words are, should the disk be full
+LAST_WORDS = 1 << 20
 AT_ONCE = 1 << 18  # bytes read and parsed together: more of them are slower again
 LONGEST_S = 1e9  # no run takes thirty years
 LEAST = {"concurrency": 1, "session": -1}  # a warm-up's
 OF_LEVEL = {"variant": str, "case": str, "concurrency": int, "repeat": int}  # of every sample
-OWN = {"server.jsonl": {"t_s": float}, "client.jsonl": {"wall_s": float, "cpu_s": float}}
+OWN: dict[str, dict[str, shape.Shape]] = {
+    "server.jsonl": {"t_s": float},
+    "client.jsonl": {"wall_s": float, "cpu_s": float},
+    "journal.jsonl": {"t_s": float, "what": str, "attempt": int, "why": (str, None)},
+}
 
 
 def _kinds(hint: Any) -> frozenset[type]:
@@ -127,7 +159,7 @@ def _in_range(name: str, column: Sequence[Any]) -> bool:
 def _together(lines: str, number: int) -> list[dict[str, Any]]:
     """What so many lines say, in one go, which is faster; nothing if one of them is damaged."""
     try:
-        rows: list[dict[str, Any]] = bounded.parse(f"[{lines.rstrip().replace(chr(10), ',')}]")
+        rows: list[dict[str, Any]] = bounded.parse(f"[{lines.removesuffix(chr(10)).replace(chr(10), ',')}]")
     except ValueError:
         return []
     return rows if len(rows) == number and set(map(type, rows)) == {dict} else []
@@ -140,15 +172,20 @@ def _row(line: str) -> dict[str, Any]:
     return row
 
 
+def _says_something(file: Path) -> bool:
+    """Not so the empty files of a bench that was killed before it began."""
+    return file.name != HELD and (file.is_dir() or file.stat().st_size > 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """results/runs/NAME: run.json, requests.jsonl, server.jsonl, client.jsonl, what is made of them, server logs."""
+    """results/runs/NAME: run.json, the four files of lines, what is made of them, server logs."""
 
     path: Path
 
     @staticmethod
     def vacant(path: Path) -> None:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(map(_says_something, path.iterdir()))):
             raise BenchError(f"{path} exists already", "a run never overwrites another: take a new folder")
 
     @classmethod
@@ -169,17 +206,70 @@ class Folder:
             raise BenchError(f"{path} is not the folder of a run: it has no run.json", "runs lie in results/runs/")
         return cls(path)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Ours alone, for as long as the body runs."""
+        try:
+            with (self.path / HELD).open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.posix_fallocate(file.fileno(), 0, LAST_WORDS)
+                try:
+                    yield
+                finally:
+                    (self.path / HELD).unlink()
+        except BlockingIOError:
+            raise BenchError(f"another bench is writing to {self.path}", "wait for its end, or end it") from None
+
+    def mend(self) -> list[str]:
+        """Finish or take away the last lines that a crash or a full disk has torn, so that more can follow."""
+        return [file for file in LINES if (self.path / file).is_file() and self._mend(self.path / file)]
+
+    def _mend(self, file: Path) -> bool:
+        with file.open("rb+") as lines:
+            end = start = lines.seek(0, os.SEEK_END)
+            torn = b""
+            while start and b"\n" not in torn:
+                start = max(0, start - AT_ONCE)
+                lines.seek(start)
+                torn = lines.read(end - start)
+            whole = start + torn.rfind(b"\n") + 1
+            if whole == end:
+                return False
+            try:
+                json.loads(torn[whole - start :])
+                lines.write(b"\n")
+            except ValueError:
+                lines.truncate(whole)
+        return True
+
     def append(self, file: str, row: dict[str, Any]) -> None:
-        """Flushed at once: what has ended stays, whatever happens next."""
-        with (self.path / file).open("a") as out:
-            out.write(json.dumps(row, separators=(",", ":")) + "\n")
+        """Flushed at once, and by one call, so that lines of several processes do not mix: what has ended stays."""
+        try:
+            with (self.path / file).open("a") as out:
+                out.write(json.dumps(row, separators=(",", ":")) + "\n")
+        except OSError as error:
+            raise self._unwritable(file, error) from None
+
+    def _unwritable(self, file: str, error: OSError) -> BenchError:
+        hint = f"what was written stays: once it can be written again, go on with --resume {self.path}"
+        return BenchError(f"cannot write to {self.path / file}: {error.strerror}", hint, Exit.INVALID)
+
+    def settle(self) -> None:
+        """What stands in the files stays even if the machine loses its power now."""
+        for file in LINES:
+            with suppress(FileNotFoundError), (self.path / file).open("rb") as lines:
+                os.fsync(lines.fileno())
+
+    def size(self, file: str) -> int:
+        """In bytes: where the lines that follow will begin."""
+        return (self.path / file).stat().st_size if (self.path / file).is_file() else 0
 
     def keep(self, record: TurnRecord) -> None:
         self.append("requests.jsonl", {name: getattr(record, name) for name in KEPT})
 
-    def records(self) -> list[TurnRecord]:
+    def records(self, start: int = 0) -> list[TurnRecord]:
         found: list[TurnRecord] = []
-        for number, rows in self._batches("requests.jsonl"):
+        for number, rows in self._batches("requests.jsonl", start):
             try:
                 values = _values(rows)
             except KeyError as error:
@@ -190,25 +280,18 @@ class Folder:
             found += starmap(TurnRecord, values)  # by place: half the time by name
         return found
 
-    def samples(self, file: str) -> list[dict[str, Any]]:
-        """Of server or client: whose they are, and numbers."""
-        wanted = OF_LEVEL | OWN[file]
-        found: list[dict[str, Any]] = []
-        for number, rows in self._batches(file):
-            for at, row in enumerate(rows):
+    def rows(self, file: str, start: int = 0) -> Iterator[dict[str, Any]]:
+        """From the line that begins at that byte; of server, client and journal each holds what it should."""
+        wanted: dict[str, shape.Shape] = {**OF_LEVEL, **OWN[file]} if file in OWN else {}
+        for number, rows in self._batches(file, start):
+            for at, row in enumerate(rows if wanted else ()):
                 for name in (*wanted, *row):
                     if not shape.holds(row.get(name), wanted.get(name, (float, None))):
-                        why = f"no sample has {row.get(name)!r:.80} for {name:.80}"
-                        raise self._damaged(file, number + at, why)
-            found += rows
-        return found
+                        raise self._damaged(file, number + at, f"none has {row.get(name)!r:.80} for {name:.80}")
+            yield from rows
 
     def _damaged(self, file: str, number: int, why: str) -> BenchError:
         return BenchError(f"{self.path / file} is damaged from line {number} on: {why}", exit=Exit.INVALID)
-
-    def rows(self, file: str) -> Iterator[dict[str, Any]]:
-        for _, rows in self._batches(file):
-            yield from rows
 
     def torn(self, file: str) -> bool:
         """Its last line is not whole, and left out: whoever wrote it was killed, or the disk was full."""
@@ -218,12 +301,12 @@ class Folder:
             return True
         return False
 
-    def _batches(self, file: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    def _batches(self, file: str, start: int = 0) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """With the number of the first line of each."""
         if not (self.path / file).is_file():
             return
         number = 1
-        chunks = bounded.lines(self.path / file, AT_ONCE)
+        chunks = bounded.lines(self.path / file, AT_ONCE, start)
         some = next(chunks, "")
         while some:
             following = next(chunks, "")
@@ -244,10 +327,25 @@ class Folder:
         return rows
 
     def write(self, file: str, text: str) -> None:
-        """Whole or not at all."""
+        """Whole or not at all, at the cost of what was kept for the last words where the disk is full."""
+        try:
+            self._write(file, text)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not (self.path / HELD).is_file():
+                raise self._unwritable(file, error) from None
+            os.truncate(self.path / HELD, 0)
+            self._write(file, text)
+
+    def _write(self, file: str, text: str) -> None:
         draft = self.path / f".{file}.draft"
-        draft.write_text(text)
-        os.replace(draft, self.path / file)
+        try:
+            with draft.open("w") as out:
+                out.write(text)
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(draft, self.path / file)
+        finally:
+            draft.unlink(missing_ok=True)
 
     def manifest(self) -> dict[str, Any]:
         file = self.path / "run.json"

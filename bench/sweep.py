@@ -1,28 +1,38 @@
-"""A whole sweep: for each variant a server, for each level a cold cache and its sessions, every request on file."""
+"""A whole sweep: for each variant a server, for each level a cold cache and its sessions, every request on file.
+
+A server that dies is started again, and the level begun anew, once; a run that died goes on at the level it was in.
+"""
 
 import asyncio
 import contextlib
+import json
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any, Protocol
 
-from bench import capacity, client, connection, load, machine, scrape, server, stats, troupe
+from bench import audit, capacity, client, connection, diagnosis, load, machine, scrape, server, stats, troupe
+from bench.audit import Evidence
 from bench.client import Target
 from bench.errors import BenchError, Exit
+from bench.journal import Journal
 from bench.load import Level
 from bench.pulse import Pulse
 from bench.recipe import Launch
-from bench.records import SCHEMA, Folder, TurnRecord
+from bench.records import LINES, SCHEMA, Folder, Play, TurnRecord, play_of
 from bench.troupe import Part
 from bench.workload import Content, Workload
 
 STUDY_LEVELS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 48)
 STUDY_REQUESTS = 200
 BOUND_REQUESTS = 20  # at least; and four for each session
+DEAF = 3  # requests in a row without an answer, at least: as many as there are sessions
+IDENTITY = ("variant", "case", "concurrency", "repeat", "attempt")
+REFUSED = 20  # in a row, at least, until the server is asked whether it is there at all
 
 
 def ladder() -> Iterator[int]:
@@ -77,6 +87,10 @@ class Plan:
         made += [self._level(variant, case, concurrency) for case in cases for concurrency in self._bound_levels()]
         return made
 
+    def plays(self, variant: str) -> list[Level]:
+        """Each level as often as it is to be played."""
+        return [replace(level, repeat=repeat) for level in self.levels(variant) for repeat in range(self.repeats)]
+
     def _bound_levels(self) -> tuple[int, ...]:
         return self.bounds or self.concurrencies
 
@@ -93,13 +107,13 @@ class Plan:
         if pace is None:
             return None
         each = capacity.level_duration_s(pace, self.workload, level.case, level.concurrency, level.requests, fit)
-        return each * self.repeats
+        return each
 
 
 def forecast(plan: Plan, name: str, launch: Launch) -> capacity.Forecast:
     found = capacity.expected(launch)
     fit = capacity.sessions_that_fit(found.tokens, plan.workload, plan.seed) if found.tokens is not None else None
-    guesses = [plan.expected_s(launch, level, fit) for level in plan.levels(name)]
+    guesses = [plan.expected_s(launch, level, fit) for level in plan.plays(name)]
     known = [guess for guess in guesses if guess is not None]
     return capacity.Forecast(found, fit, launch.file.serve.start_s + sum(known) if len(known) == len(guesses) else None)
 
@@ -133,7 +147,7 @@ def plan(
 class Show(Protocol):
     """Where a user follows a run."""
 
-    def say(self, text: str) -> None: ...
+    def print(self, text: str) -> None: ...
 
     def server_ready(self, target: server.Endpoint, expected: capacity.Capacity | None, started_s: float) -> None: ...
 
@@ -148,7 +162,7 @@ class Show(Protocol):
 class Variant:
     name: str
     launch: Launch | None  # None: a server that someone else runs
-    target: AbstractContextManager[server.Endpoint]
+    start: Callable[[], AbstractContextManager[server.Endpoint]]
 
 
 def manifest(plan: Plan, variants: Sequence[Variant], argv: Sequence[str], slo: str) -> dict[str, Any]:
@@ -171,27 +185,81 @@ def manifest(plan: Plan, variants: Sequence[Variant], argv: Sequence[str], slo: 
     }
 
 
+HERE = ("host", "cpu", "cores", "python", "bench", "gpus")  # of the machine: what has to be the same
+PLANNED = ("workload", "typical", "levels", "repeats", "seed", "timeout_s")
+
+
+def go_on(before: dict[str, Any], now: dict[str, Any], folder: Folder, show: Show) -> dict[str, Any]:
+    """The manifest of a run that was cut, if what goes on is still the same; its files mended."""
+    was, is_now = (json.loads(json.dumps(_recipe(run))) for run in (before, now))
+    if other := [name for name in was if was[name] != is_now.get(name)]:
+        raise BenchError(
+            f"this is not the run that began in {folder.path}: its {', '.join(other)} was another",
+            f"then {was[other[0]]}, now {is_now.get(other[0])}: begin a new run",
+        )
+    for file in folder.mend():
+        show.print(f"{file}: its last line was torn, and is mended")
+    parts = [*before.get("resumed", []), {"at": now["started"], "ended": before["ended"]}]
+    return {**before, "ended": "running", "resumed": parts}
+
+
+def _recipe(run: dict[str, Any]) -> dict[str, Any]:
+    """What makes two runs one."""
+    here = {name: run["machine"].get(name) for name in HERE}
+    launches = {f"launch of {name}": facts["launch"] for name, facts in run["variants"].items()}
+    return {**{name: run.get(name) for name in PLANNED}, **here, **launches}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run: what is to be done, where it goes, how far it has come."""
+
+    plan: Plan
+    folder: Folder
+    show: Show
+    run: dict[str, Any]
+    epoch: float
+    journal: Journal
+
+    def facts(self, variant: Variant) -> dict[str, Any]:
+        facts: dict[str, Any] = self.run["variants"][variant.name]
+        return facts
+
+    def left(self, variant: Variant) -> list[Level]:
+        """Without what an earlier part of the run has played and may keep."""
+        over = self.journal.over()
+        records = self.folder.records() if over else []
+        left = []
+        for level in self.plan.plays(variant.name):
+            doubts = self._doubts(level, over[play(level)], records) if play(level) in over else []
+            left += [level] if doubts or play(level) not in over else []
+            if doubts:
+                self.show.print(f"C = {level.concurrency} is played again: {doubts[0]}")
+        return left
+
+    def _doubts(self, level: Level, attempt: int, records: Sequence[TurnRecord]) -> list[str]:
+        own = [one for one in records if play(one) == play(level) and one.attempt == attempt]
+        if sum(one.turn > 0 and one.status != "cut" for one in own) != level.requests:
+            return ["some of its requests are not on file"]
+        rows = self.folder.rows("client.jsonl")
+        pulses = [row for row in rows if play_of(row) == play(level) and row["attempt"] == attempt]
+        return audit.doubts(Evidence(self.run, level.variant, own, [stats.reduce(own, [], pulses=pulses)]))
+
+
+def play(one: Level | TurnRecord) -> Play:
+    return one.variant, one.case, one.concurrency, one.repeat
+
+
 def sweep(plan: Plan, variants: Sequence[Variant], folder: Folder, show: Show, run: dict[str, Any]) -> None:
     """Leaves the records and the manifest; what they mean is for others to say."""
-    epoch = time.perf_counter()
+    before = _reached(folder)
+    epoch = time.perf_counter() - before
+    job = Job(plan, folder, show, run, epoch, Journal(folder, load.WallClock(epoch).now))
     folder.write_manifest(run)
     ended = "failed"
     try:
         for variant in variants:
-            began = time.perf_counter()
-            with variant.target as target:
-                started = time.perf_counter() - began
-                expected = capacity.expected(variant.launch) if variant.launch else None
-                show.server_ready(target, expected, started)
-                facts = server.facts(target)
-                run["variants"][variant.name] |= {
-                    "server": facts,
-                    "started_s": started,
-                    "capacity": asdict(expected) if expected else None,
-                    "settings": [server.now(target)],
-                }
-                connection.run(_measure(plan, variant, target, folder, show, run, epoch))
-                run["variants"][variant.name]["settings"].append(server.now(target))
+            _take(job, variant)
         ended = "finished"
     except (KeyboardInterrupt, asyncio.CancelledError):
         ended = "interrupted"
@@ -205,58 +273,97 @@ def sweep(plan: Plan, variants: Sequence[Variant], folder: Folder, show: Show, r
         folder.write_manifest(run)
 
 
-async def _measure(
-    plan: Plan,
-    variant: Variant,
-    target: server.Endpoint,
-    folder: Folder,
-    show: Show,
-    run: dict[str, Any],
-    epoch: float,
-) -> None:
-    dialect = client.probe(target.base_url, target.model, target.key, target.vocabulary)
-    run["variants"][variant.name]["dialect"] = {"name": dialect.name, "reports_cached": dialect.reports_cached}
-    folder.write_manifest(run)
-    asked = Target(target.base_url, target.model, dialect, epoch, plan.timeout_s, target.key)
-    content = Content(dialect.words, dialect.separator, plan.seed, run["salt"])
-    fit = capacity.sessions_that_fit(target.cache.tokens, plan.workload, plan.seed) if target.cache.tokens else None
-    levels = plan.levels(variant.name)
-    guesses = [plan.expected_s(variant.launch, level, fit) for level in levels]
-    drift = 1.0
-    for at, (level, guess) in enumerate(zip(levels, guesses, strict=True)):
-        left = None if None in guesses else drift * sum(s for s in guesses[at:] if s is not None)
-        show.level_begins(replace(level, requests=level.requests * plan.repeats), left)
+def _reached(folder: Folder) -> float:
+    """Where the times of an earlier part of the run end: those of this one go on from there."""
+    ends = [record.end_s for record in folder.records()]
+    ends += [row["t_s"] for file in ("server.jsonl", "journal.jsonl") for row in folder.rows(file)]
+    return max(ends, default=0.0)
+
+
+def _take(job: Job, variant: Variant) -> None:
+    """All that is left of a variant's levels. A server that is lost in one is started again, once for each."""
+    left = job.left(variant)
+    again: set[Play] = set()
+    while left:
         began = time.perf_counter()
-        part = Part(level, plan.workload, content, target.cache.block_size or 1, asked, plan.seed)
-        await _level(part, plan, target, folder, show)
-        if guess:
-            drift = (time.perf_counter() - began) / guess
+        with variant.start() as target:
+            _welcome(job, variant, target, time.perf_counter() - began)
+            try:
+                connection.run(_measure(job, variant, target, left))
+            except BenchError as error:
+                if error.exit != Exit.SERVER or variant.launch is None or play(left[0]) in again:
+                    raise
+                again.add(play(left[0]))
+                job.show.print(f"{error.message}. It is started again, and this level begun anew")
+            else:
+                job.facts(variant)["settings"].append(server.now(target))
 
 
-async def _level(part: Part, plan: Plan, target: server.Endpoint, folder: Folder, show: Show) -> None:
-    minutes = Minutes(folder, show)
-    for repeat in range(plan.repeats):
-        here = replace(part, level=replace(part.level, repeat=repeat))
-        await minutes.take(here, plan.processes or troupe.needed(here.level.concurrency), target)
-    show.level_ended(minutes.row())
+def _welcome(job: Job, variant: Variant, target: server.Endpoint, started_s: float) -> None:
+    expected = capacity.expected(variant.launch) if variant.launch else None
+    job.show.server_ready(target, expected, started_s)
+    facts, settings = job.facts(variant), server.now(target)
+    if "settings" in facts and facts["settings"][0] != settings:
+        raise BenchError(
+            f"the server is not what it was when this run began: {facts['settings'][0]} became {settings}",
+            "what it measures now cannot stand beside what was measured then: begin a new run",
+            Exit.INVALID,
+        )
+    facts |= {
+        "server": server.facts(target),
+        "started_s": started_s,
+        "capacity": asdict(expected) if expected else None,
+        "settings": [*facts.get("settings", []), settings],
+    }
+
+
+async def _measure(job: Job, variant: Variant, target: server.Endpoint, left: list[Level]) -> None:
+    """Takes away from `left` what is done."""
+    plan = job.plan
+    dialect = client.probe(target.base_url, target.model, target.key, target.vocabulary)
+    job.facts(variant)["dialect"] = {"name": dialect.name, "reports_cached": dialect.reports_cached}
+    job.folder.write_manifest(job.run)
+    asked = Target(target.base_url, target.model, dialect, job.epoch, plan.timeout_s, target.key)
+    content = Content(dialect.words, dialect.separator, plan.seed, job.run["salt"])
+    fit = capacity.sessions_that_fit(target.cache.tokens, plan.workload, plan.seed) if target.cache.tokens else None
+    block, drift = target.cache.block_size or 1, 1.0
+    for _, several in groupby([*left], key=lambda one: (one.case, one.concurrency)):
+        repeats = [*several]
+        guesses = [plan.expected_s(variant.launch, one, fit) for one in left]
+        rest = None if None in guesses else drift * sum(guess for guess in guesses if guess is not None)
+        job.show.level_begins(replace(repeats[0], requests=sum(one.requests for one in repeats)), rest)
+        began, minutes = time.perf_counter(), Minutes(job, target)
+        for level in repeats:
+            here = replace(level, attempt=job.journal.begin(play(level)))
+            await minutes.take(Part(here, plan.workload, content, block, asked, plan.seed, job.folder))
+            job.journal.end(play(level))
+            left.remove(level)
+        if guesses[0]:
+            drift = (time.perf_counter() - began) / (guesses[0] * len(repeats))
+        job.show.level_ended(minutes.row())
 
 
 class Minutes:
-    """What is told while a level is played: on file at once."""
+    """What is told while a level is played: on file at once, and nowhere else, for it may last for days."""
 
-    def __init__(self, folder: Folder, show: Show) -> None:
-        self._folder, self._show = folder, show
-        self._identity: dict[str, Any] = {}
-        self._records: list[TurnRecord] = []
-        self._told: dict[str, list[dict[str, Any]]] = {"server.jsonl": [], "client.jsonl": []}
+    def __init__(self, job: Job, target: server.Endpoint) -> None:
+        self._job, self._target = job, target
+        self._starts = {file: job.folder.size(file) for file in LINES}
+        self._level: Level | None = None
+        self._playing: asyncio.Task[None] | None = None
+        self._misses = 0  # requests in a row that had no answer
+        self._lost: str | None = None  # why the level is given up
 
     def row(self) -> stats.LevelRow:
-        return stats.reduce(self._records, self._told["server.jsonl"], pulses=self._told["client.jsonl"])
+        samples, pulses = (
+            list(self._job.folder.rows(file, self._starts[file])) for file in ("server.jsonl", "client.jsonl")
+        )
+        return stats.reduce(self._job.folder.records(self._starts["requests.jsonl"]), samples, pulses=pulses)
 
-    async def take(self, part: Part, processes: int, target: server.Endpoint) -> None:
-        """Of one repeat, on a cold cache."""
-        now = load.WallClock(part.target.epoch).now
-        self._identity = {name: getattr(part.level, name) for name in ("variant", "case", "concurrency", "repeat")}
+    async def take(self, part: Part) -> None:
+        """One repeat, on a cold cache."""
+        now, target = load.WallClock(part.target.epoch).now, self._target
+        self._level = part.level
 
         def look() -> bool:
             sample = target.metrics()
@@ -267,14 +374,45 @@ class Minutes:
         target.reset_cache()
         watch = scrape.watching(target.base_url, target.key, now, self._sampled)
         async with watch if look() else contextlib.nullcontext():
-            self._records += await troupe.play(part, processes, self._ended, self._felt)
+            await self._play(part)
         look()
-        if died := target.alive():
-            raise BenchError(f"at C = {part.level.concurrency}: {died}", f"its log: {target.log}", Exit.SERVER)
+
+    async def _play(self, part: Part) -> None:
+        """Given up where the server is lost."""
+        processes = self._job.plan.processes or troupe.needed(part.level.concurrency)
+        self._playing = asyncio.create_task(troupe.play(part, processes, self._ended, self._felt))
+        try:
+            await self._playing
+        except asyncio.CancelledError:
+            if self._lost is None:
+                raise
+        why = self._lost or self._target.alive() or (self._misses and self._gone())
+        if why:
+            self._job.journal.lose(play(part.level), why)
+            raise BenchError(f"at C = {part.level.concurrency}: {why}", f"its log: {self._target.log}", Exit.SERVER)
 
     def _ended(self, record: TurnRecord) -> None:
-        self._folder.keep(record)
-        self._show.turn_ended(record)
+        self._job.show.turn_ended(record)
+        if record.status in ("ok", "cut"):
+            self._misses = 0
+            return
+        self._misses += 1
+        self._lost = self._lost or self._target.alive() or self._deaf(record)
+        if self._lost and self._playing:
+            self._playing.cancel()
+
+    def _deaf(self, record: TurnRecord) -> str | None:
+        """A server that lives and does not answer."""
+        if record.status == "timeout":
+            deaf = self._misses >= max(DEAF, record.concurrency)
+            return f"the server answered none of {self._misses} requests in a row: {record.error}" if deaf else None
+        return self._gone() if self._misses % max(REFUSED, record.concurrency) == 0 else None
+
+    def _gone(self) -> str | None:
+        if server.now(self._target)["models"]:
+            return None
+        log = self._target.log
+        return "the server is not there any more" + (f": {diagnosis.cause(log)}" if log else "")
 
     def _sampled(self, at: float, sample: scrape.Sample) -> None:
         self._note("server.jsonl", {"t_s": at, **sample})
@@ -283,5 +421,6 @@ class Minutes:
         self._note("client.jsonl", asdict(one))
 
     def _note(self, file: str, row: dict[str, Any]) -> None:
-        self._told[file].append({**self._identity, **row})
-        self._folder.append(file, self._told[file][-1])
+        assert self._level is not None
+        identity = {name: getattr(self._level, name) for name in IDENTITY}
+        self._job.folder.append(file, {**identity, **row})

@@ -1,6 +1,7 @@
 """A level that one event loop cannot truthfully carry: several processes play it, each with connections of its own.
 
-Every process plays its share of the sessions, from one agreed moment on; their records are put in order of time here.
+Every process plays its share of the sessions, from one agreed moment on, and writes its records itself: whatever
+becomes of the others, what has ended is on file. The first one is told of them soon after.
 """
 
 import asyncio
@@ -14,22 +15,21 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bench import client, connection, pulse
-from bench.client import Client, Target
+from bench import connection, pulse
+from bench.client import Client, Keeping, Target
 from bench.errors import BenchError
 from bench.load import ALL, Level, Performance, Send, Share, Stage, WallClock
 from bench.official import Sdk
 from bench.pulse import Pulse
-from bench.records import TurnRecord
+from bench.records import Folder, TurnRecord
 from bench.workload import Content, Workload
 
 CARRIED = 512  # sessions, by one loop: as many as `make bench-client` shows it to be truthful with
 SHIP_S = 0.25
-SLACK_S = 1.0  # no record takes longer from its end until it is made
 STOP_S = 5.0
 SOON_S = 0.2
 
-Keep = Callable[[TurnRecord], None]
+Ended = Callable[[TurnRecord], None]
 
 
 def needed(sessions: int) -> int:
@@ -47,6 +47,7 @@ class Part:
     block_size: int
     target: Target
     seed: int
+    folder: Folder
     share: Share = ALL
 
     def sender(self) -> Client | Sdk:
@@ -57,15 +58,14 @@ class Part:
         return Performance(self.level, self.workload, stage, self.seed, self.share)
 
 
-async def play(part: Part, processes: int, keep: Keep, felt: Callable[[Pulse], None]) -> list[TurnRecord]:
-    """Every record is handed to `keep` soon after its end, in order of time."""
+async def play(part: Part, processes: int, ended: Ended, felt: Callable[[Pulse], None]) -> None:
+    """Every record is on file when its turn has ended, and handed to `ended` soon after."""
     processes = min(processes, part.level.concurrency)
     if processes == 1:
-        return await _alone(part, keep, felt)
-    order = Order(processes, keep)
+        return await _alone(part, ended, felt)
     with contextlib.ExitStack() as stack:
         shares = [replace(part, share=Share(number, processes)) for number in range(processes)]
-        actors = [stack.enter_context(contextlib.closing(Actor(share, order, felt))) for share in shares]
+        actors = [stack.enter_context(contextlib.closing(Actor(share, ended, felt))) for share in shares]
         try:
             for actor in actors:  # one after another: who comes later finds the shared prompt cached
                 actor.cue("warm up")
@@ -81,19 +81,21 @@ async def play(part: Part, processes: int, keep: Keep, felt: Callable[[Pulse], N
         except BaseException:
             await _cut(actors)
             raise
-        finally:
-            order.flush()
-    return order.records
 
 
-async def _alone(part: Part, keep: Keep, felt: Callable[[Pulse], None]) -> list[TurnRecord]:
+async def _alone(part: Part, ended: Ended, felt: Callable[[Pulse], None]) -> None:
+    def keep(record: TurnRecord) -> None:
+        part.folder.keep(record)
+        ended(record)
+
     async with contextlib.aclosing(part.sender()) as sender:
-        performance = part.performance(client.keeping(sender, keep))
+        keeping = Keeping(sender, keep)
+        performance = part.performance(keeping.send)
         await performance.warm_up()
         await sender.open(part.level.concurrency)
         async with pulse.felt(felt):
             await performance.run(performance.stage.clock.now())
-    return performance.records
+        await keeping.settle()
 
 
 async def _cut(actors: "Sequence[Actor]") -> None:
@@ -105,37 +107,11 @@ async def _cut(actors: "Sequence[Actor]") -> None:
             await asyncio.gather(*(actor.ended.wait() for actor in actors))
 
 
-class Order:
-    """The records of several processes in order of time: held back until none can come that ended before."""
-
-    def __init__(self, processes: int, keep: Keep) -> None:
-        self.records: list[TurnRecord] = []
-        self._keep = keep
-        self._until = [-math.inf] * processes
-        self._held: list[TurnRecord] = []
-
-    def add(self, number: int, until: float, records: Sequence[TurnRecord]) -> None:
-        """Of one process, all that ended before `until` and have not been added yet."""
-        self._held += records
-        self._until[number] = until
-        self._release(min(self._until))
-
-    def flush(self) -> None:
-        self._release(math.inf)
-
-    def _release(self, until: float) -> None:
-        ready = sorted((record for record in self._held if record.end_s < until), key=lambda record: record.end_s)
-        self._held = [record for record in self._held if record.end_s >= until]
-        self.records += ready
-        for record in ready:
-            self._keep(record)
-
-
 class Actor:
     """One of the processes, as the first one sees it."""
 
-    def __init__(self, part: Part, order: Order, felt: Callable[[Pulse], None]) -> None:
-        self._number, self._order, self._felt = part.share.number, order, felt
+    def __init__(self, part: Part, told: Ended, felt: Callable[[Pulse], None]) -> None:
+        self._told, self._felt = told, felt
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_act, args=(theirs, part), daemon=True)
@@ -175,8 +151,9 @@ class Actor:
         match said:
             case Pulse():
                 self._felt(said)
-            case (until, records):
-                self._order.add(self._number, until, records)
+            case list():
+                for record in said:
+                    self._told(record)
             case _:
                 self._said.put_nowait(said)
 
@@ -197,25 +174,29 @@ def _act(pipe: Connection, part: Part) -> None:
 async def _perform(pipe: Connection, part: Part) -> None:
     ended: list[TurnRecord] = []
     cues = _cues(pipe)
-    clock = WallClock(part.target.epoch)
+
+    def keep(record: TurnRecord) -> None:
+        part.folder.keep(record)
+        ended.append(record)
 
     def tell(what: Any) -> None:
         with contextlib.suppress(OSError):  # the first one is gone
             pipe.send(what)
 
-    def ship(until: float) -> None:
-        tell((until, ended))
+    def ship() -> None:
+        tell(ended)
         ended.clear()
 
     async def keep_shipping() -> None:
         while True:
             await asyncio.sleep(SHIP_S)
-            ship(clock.now() - SLACK_S)
+            ship()
 
     shipping = asyncio.create_task(keep_shipping())
     try:
         async with contextlib.aclosing(part.sender()) as sender:
-            performance = part.performance(client.keeping(sender, ended.append))
+            keeping = Keeping(sender, keep)
+            performance = part.performance(keeping.send)
             await cues.get()
             await performance.warm_up()
             tell("warm")
@@ -224,12 +205,14 @@ async def _perform(pipe: Connection, part: Part) -> None:
             async with pulse.felt(tell):
                 tell("ready")
                 await performance.run(await cues.get())
-            await asyncio.sleep(0)  # the last records are kept one turn of the loop after their turns
+            await keeping.settle()
     except asyncio.CancelledError:
         pass
+    except BenchError as problem:  # no disk, say
+        tell(problem)
     finally:
         shipping.cancel()
-        ship(math.inf)
+        ship()
     tell("end")
 
 

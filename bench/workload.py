@@ -228,6 +228,7 @@ class Turn:
     eligible_tokens: int
     output_tokens: int
     intended_s: float
+    attempt: int = 0  # at its level
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,18 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/completions":
             return self.answer(404, b"{}")
         Handler.asked += 1
+        if asked := os.environ.get("FAKE_ASKED"):  # a file of a line a request, for a test to count
+            with open(asked, "a") as log:
+                log.write(f"{len(wanted['prompt'])}\n")
         if self.mode == "dies" and Handler.asked > 6:
             os._exit(9)
+        if self.mode == "dies-once" and Handler.asked > 38 and not os.path.exists("died"):
+            open("died", "w").close()
+            os._exit(9)
+        if self.mode == "deaf-late" and Handler.asked > 38:
+            time.sleep(2)
+        if self.mode == "paced":
+            time.sleep(0.03)
         if self.mode == "errors" and Handler.asked > 6:
             return self.answer(500, b'{"error":{"message":"boom"}}')
         words = wanted["max_tokens"]

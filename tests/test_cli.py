@@ -185,13 +185,14 @@ def test_a_server_that_does_not_start_is_exit_3(at: Path) -> None:
     assert "Traceback" not in ran.stderr
 
 
-def test_a_server_that_dies_on_the_way_is_exit_3_with_its_requests_on_file(at: Path) -> None:
+def test_a_server_that_dies_twice_in_one_level_is_exit_3_with_its_requests_on_file(at: Path) -> None:
     ran = bench("sweep", *FAST, *fake("dies"), "--out", "run")
     assert ran.returncode == 3, ran.stderr
     assert "vLLM ended with exit code 9" in ran.stderr
-    statuses = [json.loads(line)["status"] for line in (at / "run" / "requests.jsonl").read_text().splitlines()]
-    assert statuses.count("ok") == 4, "six answers, two of them to the questions before the first level"
-    assert "failed" in statuses
+    records = [json.loads(line) for line in (at / "run" / "requests.jsonl").read_text().splitlines()]
+    answered = [record["attempt"] for record in records if record["status"] == "ok"]
+    assert answered == [0] * 4 + [1] * 4, "six answers each, two of them to the questions before the level"
+    assert {record["attempt"] for record in records if record["status"] == "failed"} == {0, 1}
 
 
 def test_errors_make_the_run_invalid_exit_4(at: Path) -> None:

@@ -12,7 +12,7 @@ FLOORS = {
     **dict.fromkeys(("sweep", "progress", "conclusion", "page", "catalogue", "export", "lives"), 5),
     **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "scene", "troupe"), 4),
     **dict.fromkeys(("load", "stats", "official"), 3),
-    **dict.fromkeys(("client", "server", "capacity", "waits", "foreign"), 2),
+    **dict.fromkeys(("client", "server", "capacity", "waits", "foreign", "journal"), 2),
     **dict.fromkeys(
         ("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "manifest"), 1
     ),

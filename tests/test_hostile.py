@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from bench import dialect, engine, progress, recipe, scrape, table, tables, wire
 from bench.conclusion import conclude
 from bench.errors import BenchError
+from bench.records import Folder
 from bench.stats import LevelRow
 from bench.workload import WorkloadFile
 from tests.fuzz.targets import TARGETS, spared
@@ -73,7 +74,7 @@ def test_a_changed_text_is_an_answer_or_the_one_error(name: str, tmp_path_factor
 READERS = {
     "run.json": "Folder(path).manifest()",
     "requests.jsonl": "Folder(path).records()",
-    "server.jsonl": "Folder(path).samples('server.jsonl')",
+    "server.jsonl": "list(Folder(path).rows('server.jsonl'))",
     "sessions.json": "bounded.document(path / 'sessions.json')",
     "x.toml": "recipe.load(str(path / 'x.toml'))",
     "config.json": "model.geometry(str(path))",
@@ -174,6 +175,13 @@ def test_a_number_or_a_text_that_nobody_means_is_refused_by_its_key(
 def test_a_flag_that_is_no_number_is_refused() -> None:
     with pytest.raises(BenchError, match="--max-model-len nan is not a number"):
         recipe.launch("cpu", "fp8", None, 1, True, ("--max-model-len", "nan")).context  # noqa: B018
+
+
+def test_a_line_that_ends_in_no_space_of_json_is_torn_however_it_is_read(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "run")
+    (folder.path / "server.jsonl").write_bytes(b"{}\x0b")
+    assert folder.torn("server.jsonl")
+    assert not list(folder.rows("server.jsonl"))
 
 
 @pytest.mark.parametrize(

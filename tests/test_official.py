@@ -58,7 +58,7 @@ def test_the_same_sessions_are_played_through_it(tmp_path: Path) -> None:
     kept: list[TurnRecord] = []
     with truth(tmp_path / "log", 0.05) as url:
         for case in ("realistic", "openai"):
-            played = replace(part(url, 30), level=Level("v", case, 5, 0, 30))
+            played = replace(part(tmp_path, url, 30), level=Level("v", case, 5, 0, 30))
             connection.run(troupe.play(played, 1, kept.append, print))
     shapes = [
         sorted((r.session, r.turn, r.planned_prompt_tokens) for r in measured(kept) if r.case == case)

@@ -50,8 +50,14 @@ def test_a_field_of_a_later_version_does_not_hinder(tmp_path: Path) -> None:
 
 
 def test_a_run_never_overwrites_another(tmp_path: Path) -> None:
-    Folder.create(tmp_path / "run")
+    Folder.create(tmp_path / "run").write("run.json", "{}")
     with pytest.raises(BenchError, match="exists already"):
+        Folder.create(tmp_path / "run")
+
+
+def test_a_folder_in_which_a_bench_was_killed_before_it_began_can_be_taken(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "run")
+    with folder.held():
         Folder.create(tmp_path / "run")
 
 

@@ -22,18 +22,22 @@ IDS = tuple(str(token).encode() for token in range(10_000))
 DIALECT = Dialect("token ids", "/v1/completions", b'"prompt":[', b"]", IDS, b",", "word", True)
 
 
-def part(asked: Asked) -> Part:
+def part(asked: Asked, folder: Folder) -> Part:
     shape = SessionShape(3 * asked.requests // asked.concurrency, GROWTH_TOKENS, OUTPUT_TOKENS)
     work = Workload("known", WorkloadFile("one long session a place", PROMPT_TOKENS - GROWTH_TOKENS, shape), "")
     level = load.Level("truth", "realistic", asked.concurrency, 0, asked.requests)
-    return Part(level, work, Content(IDS, b",", 0, 0), 16, Target(asked.url, "truth", DIALECT, time.perf_counter()), 0)
+    target = Target(asked.url, "truth", DIALECT, time.perf_counter())
+    return Part(level, work, Content(IDS, b",", 0, 0), 16, target, 0, folder)
 
 
-def play(played: Part, folder: Folder) -> list[TurnRecord]:
+def play(played: Part) -> list[TurnRecord]:
+    records: list[TurnRecord] = []
+
     def felt(pulse: Pulse) -> None:
-        folder.append("client.jsonl", dataclasses.asdict(pulse))
+        played.folder.append("client.jsonl", dataclasses.asdict(pulse))
 
-    return connection.run(troupe.play(played, troupe.needed(played.level.concurrency), folder.keep, felt))
+    connection.run(troupe.play(played, troupe.needed(played.level.concurrency), records.append, felt))
+    return records
 
 
 def told(played: Part, records: list[TurnRecord]) -> Iterator[Told]:
@@ -59,9 +63,9 @@ def told(played: Part, records: list[TurnRecord]) -> Iterator[Told]:
 
 def main() -> None:
     asked = turns.asked()
-    played = part(asked)
     with tempfile.TemporaryDirectory() as place:
-        records = play(played, Folder(Path(place)))
+        played = part(asked, Folder(Path(place)))
+        records = play(played)
     turns.tell(asked.out, told(played, [record for record in records if record.turn]))
 
 

@@ -14,6 +14,8 @@ from bench.records import Folder, TurnRecord
 
 HERE = Path(__file__).parent
 SMALL = ("--gpu", str(HERE / "small.toml"), "--workload", str(HERE / "small-agents.toml"))
+ON_TIME = "the client was on time"
+TRIES = 3
 BENCH = (sys.executable, "-m", "bench")
 
 try:
@@ -34,5 +36,14 @@ def sweep(out: Path, *words: str) -> tuple[dict[str, Any], list[TurnRecord]]:
     """Valid but for the client's lateness: that is a property of a busy machine, and no test may hang on it."""
     run = json.loads(bench("sweep", *SMALL, "--out", str(out), "--json", *words, expect=(0, 4)).stdout)
     failed = {check["name"] for check in run["verdict"]["checks"] if check["passed"] is False}
-    assert failed <= {"the client was on time"}
+    assert failed <= {ON_TIME}
     return run, Folder.open(out).records()
+
+
+def undisturbed(out: Path, *words: str) -> dict[str, Any]:
+    """Taken anew where the run says itself that its client was held up: what binds is then the machine."""
+    for attempt in range(TRIES):
+        run, _ = sweep(out / str(attempt), *words)
+        if not any(check["detail"] for check in run["verdict"]["checks"] if check["name"] == ON_TIME):
+            break
+    return run

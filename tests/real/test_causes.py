@@ -7,15 +7,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.real.command import BENCH, HERE, SMALL, needs_vllm, sweep
+from tests.real.command import BENCH, HERE, SMALL, needs_vllm, sweep, undisturbed
 
 pytestmark = needs_vllm
-PLENTY = ("--kv", "plenty", "--requests", "72")
+CACHE = ("--kv", "plenty")
+PLENTY = (*CACHE, "--requests", "72")
 
 
 def test_four_slots_and_plenty_of_cache(tmp_path: Path) -> None:
     answers = ("--workload", str(HERE / "long-answers.toml"))
-    run, _ = sweep(tmp_path / "r", *PLENTY, *answers, "--levels", "2,12", "--no-bounds", "--", "--max-num-seqs", "4")
+    levels = ("--levels", "2,12", "--requests", "36", "--no-bounds")
+    run = undisturbed(tmp_path, *CACHE, *answers, *levels, "--", "--max-num-seqs", "4")
     assert run["verdict"]["binding"] == "slot"
     assert run["verdict"]["cause"].startswith("no free slot: 12 sessions share 4 (--max-num-seqs); ")
     assert run["verdict"]["knee"] is None

@@ -1,0 +1,42 @@
+"""How far a run has come: a line for each level that is begun, over, or lost with its server."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from bench.records import Folder, Play, play_of
+
+FILE = "journal.jsonl"
+
+
+class Journal:
+    """Of one run, however often it was begun anew."""
+
+    def __init__(self, folder: Folder, now: Callable[[], float]) -> None:
+        rows = list(folder.rows(FILE))
+        self._folder, self._now = folder, now
+        self._begun = Counter(play_of(row) for row in rows if row["what"] == "begun")
+        self._over = {play_of(row): row["attempt"] for row in rows if row["what"] == "over"}
+
+    def over(self) -> dict[Play, int]:
+        """Those that were played to their end, and the attempt that was."""
+        return dict(self._over)
+
+    def begin(self, play: Play) -> int:
+        """Which attempt at it this is."""
+        attempt = self._begun[play]
+        self._begun[play] += 1
+        self._note("begun", play, attempt)
+        return attempt
+
+    def end(self, play: Play) -> None:
+        self._over[play] = self._begun[play] - 1
+        self._note("over", play, self._over[play])
+        self._folder.settle()
+
+    def lose(self, play: Play, why: str) -> None:
+        self._note("lost", play, self._begun[play] - 1, why)
+
+    def _note(self, what: str, play: Play, attempt: int, why: str | None = None) -> None:
+        variant, case, concurrency, repeat = play
+        level = {"variant": variant, "case": case, "concurrency": concurrency, "repeat": repeat, "attempt": attempt}
+        self._folder.append(FILE, {"t_s": self._now(), "what": what, **level, "why": why})
