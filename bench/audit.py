@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ REPEAT_SPREAD = 0.05  # of req/s
 BUSY = 0.25  # of the machine's processor time, before the run
 OUTSIDE = 0.5  # of mean TTFT: on one machine that is the client, not the way to the server
 OUTSIDE_FLOOR_S = 0.05
+TIMES_S = 0.001  # by which times may run backwards: older runs did not put them in order
 STATUSES = ("ok", "failed", "truncated", "timeout", "cut")
 
 Samples = Sequence[dict[str, Any]]
@@ -49,6 +50,7 @@ class Evidence:
     rows: Sequence[LevelRow] = ()
     samples: Samples = ()
     healthy: int | None = None  # the last level before the knee; None: there is no knee
+    pulses: Samples = ()
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -128,9 +130,13 @@ def _samples(seen: Evidence) -> Iterator[str]:
 def _errors(seen: Evidence) -> Iterator[Warning]:
     for row in seen.rows:
         if row.errors:
+            late = row.timeouts or 0
+            how = f"were not answered: {row.errors - late} failed, {late} timed out" if late else "failed"
             yield Warning(
-                f"{_name(row)}: {row.errors} of {row.requests} requests failed",
-                "they rank as infinitely slow in its percentiles",
+                f"{_name(row)}: {row.why_none or f'{row.errors} of {row.requests} requests {how}'}",
+                "percentiles of the others would be those of the survivors"
+                if row.why_none
+                else "failures rank as infinitely slow in its percentiles, who timed out as no faster than that",
                 "see their `error` in requests.jsonl and the server's log",
                 fatal=row.errors > ERROR_SHARE * row.requests,
             )
@@ -171,7 +177,8 @@ def _sizes(seen: Evidence) -> Iterator[Warning]:
 
 def _client(seen: Evidence) -> Iterator[Warning]:
     """Its own time is in every TTFT: a little is a warning, and what could have moved the tail is fatal."""
-    rows = [row for row in seen.rows if row.case != "openai"]  # what the SDK is late is what is measured there
+    # what the SDK is late is what is measured there; and beside what there are no percentiles, nothing can be late
+    rows = [row for row in seen.rows if row.case != "openai" and not row.why_none]
     late = [row for row in rows if _late_share(row, "ttft_p50_s") > LATE_SHARE and (row.late_p99_s or 0) > LATE_FLOOR_S]
     if late:
         worst = max(late, key=lambda row: _late_share(row, "ttft_p99_s"))
@@ -273,7 +280,7 @@ def _steady(seen: Evidence) -> Iterator[Warning]:
     """Of levels before the knee, where nothing should change while they last; past it the cache is still filling."""
     plays: dict[tuple[int, int], list[TurnRecord]] = {}
     for record in seen.sent:
-        if record.case == "realistic" and record.ttft_s:
+        if record.case == "realistic" and (record.ttft_s or 0.0) > 0:
             plays.setdefault((record.concurrency, record.repeat), []).append(record)
     for (concurrency, _), turns in sorted(plays.items()):
         least, most = _drift(turns)
@@ -306,6 +313,47 @@ def _drift(turns: Sequence[TurnRecord]) -> tuple[float, float]:
     error = sum(float(session.sum()) ** 2 for session in each) ** 0.5 / square
     low, high = np.expm1([slope - 2 * error, slope + 2 * error])
     return float(low), float(high)
+
+
+def _clocks(seen: Evidence) -> Iterator[Warning | str]:
+    """Durations are of a clock that nobody sets; but it stands still while the machine sleeps."""
+    levels: dict[str, list[tuple[float, float]]] = {}
+    for pulse in seen.pulses:
+        if pulse.get("stepped_s") is not None:
+            place = f"{seen.variant}, {pulse['case']}, C = {pulse['concurrency']}"
+            levels.setdefault(place, []).append((pulse["stepped_s"], pulse.get("suspended_s") or 0.0))
+    if not levels:
+        yield "the client did not tell of its clocks"
+    for place, told in levels.items():
+        stepped, slept = map(max, zip(*told, strict=True))
+        if slept:
+            yield Warning(
+                f"{place}: the machine was suspended for {slept:.1f} s",
+                "requests that were under way waited for longer than any clock of ours says",
+                "a machine that does not go to sleep (systemd-inhibit), and run again",
+            )
+        if stepped:
+            yield Warning(
+                f"{place}: the wall clock was set by {stepped:.3f} s",
+                "the kernel stamps arrivals by it, so single times may be wrong by as much; or a virtual machine stood",
+                "let the clock settle first, or have it slewed and not stepped",
+            )
+    yield from _backwards(seen)
+
+
+def _backwards(seen: Evidence) -> Iterator[Warning]:
+    if wrong := [record for record in seen.records if not _in_order(record)]:
+        one = wrong[0]
+        yield Warning(
+            f"{seen.variant}: the times of {len(wrong)} requests run backwards",
+            f"as those of session {one.session}, turn {one.turn} at C = {one.concurrency}: what they took is not known",
+            "run it again; if it stays, that is a mistake of bench",
+        )
+
+
+def _in_order(record: TurnRecord) -> bool:
+    times = (record.intended_s, record.sent_s, record.first_s, record.last_s, record.end_s)
+    return all(a <= b + TIMES_S for a, b in pairwise(time for time in times if time is not None))
 
 
 def _alone(seen: Evidence) -> Iterator[Warning | str]:
@@ -395,6 +443,7 @@ CHECKS: dict[str, Asked] = {
     "the server's hits are those of our design": _reuse,
     "sessions grew to full depth": _depth,
     "nothing drifted within a level": _steady,
+    "clocks ran evenly": _clocks,
     "nobody else used server or machine": _alone,
     "settings were the same afterwards": _settings,
     "enough sessions for every percentile": _samples,

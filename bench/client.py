@@ -141,6 +141,10 @@ def record(
     details = answer.usage.get("prompt_tokens_details") or {}
     absent = 0 if target.dialect.reports_cached and answer.usage else None
     first, last, epoch = answer.first, answer.last, target.epoch
+    # A wall clock that was set between arrival and reading moves a stamp, but never before what was before it.
+    first = first and Stamp(max(sent_at, first.arrived), first.read)
+    last = last and Stamp(max(first.arrived if first else sent_at, last.arrived), last.read)
+    ended_at = max(sent_at, ended_at, *(stamp.arrived for stamp in (first, last) if stamp))
     return TurnRecord(
         variant=turn.variant,
         case=turn.case,

@@ -54,7 +54,7 @@ class Play:
     case: str
     concurrency: int
     repeat: int
-    sessions: tuple[tuple[float, ...], ...]  # in order of sessions, their turns in order; infinite where one failed
+    sessions: tuple[tuple[float, ...], ...]  # in order of sessions, their turns in order; infinite if not answered
     req_per_s: float | None
 
 
@@ -118,7 +118,12 @@ def plays(records: Iterable[TurnRecord]) -> tuple[Play, ...]:
 def _sessions(turns: Sequence[TurnRecord]) -> tuple[tuple[float, ...], ...]:
     """In the order in which they were begun, which is that of the workload, and not in that of their first answers."""
     ordered = sorted(turns, key=lambda record: (record.session, record.turn))
-    return tuple(tuple(map(stats.ttft, session)) for session in stats.by_session(ordered))
+    return tuple(tuple(map(_ttft, session)) for session in stats.by_session(ordered))
+
+
+def _ttft(record: TurnRecord) -> float:
+    """Limits cannot be compared: whoever was not answered, for whatever reason, ranks behind all who were."""
+    return math.inf if record.ttft_s is None else record.ttft_s
 
 
 def to_json(found: Sequence[Play]) -> str:
@@ -702,6 +707,8 @@ def _remarks(found: Comparison) -> Iterator[str]:
         f"(≥): the smallest slowdown that four of five such comparisons find. Verdicts allow for all that is tested "
         f"at once, intervals do not; a change below {RELEVANT:.0%} is not called one."
     )
+    if any(math.isinf(value) for one in found.findings if one.case for value in (one.a, one.b) if value is not None):
+        yield "failed: so many requests failed or timed out that this percentile is no time; they rank as slowest."
     yield from (note for note in found.notes if note not in _loud(found))
 
 

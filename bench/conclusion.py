@@ -67,7 +67,7 @@ def conclude(folder: Folder) -> Conclusion:
         verdicts[variant] = _verdict(here, own, knee.parse_slo(run["slo"]), _server(run, facts))
         if {"dialect", "server"} <= set(facts) and own:
             healthy = (verdicts[variant]["knee"] or [None])[0]
-            checks += audit.audit(Evidence(run, variant, own, here, told, healthy))
+            checks += audit.audit(Evidence(run, variant, own, here, told, healthy, felt))
         rows += here
     warnings = [*_torn(folder), *(warning for check in checks for warning in check.warnings)]
     warnings += _lost(list(folder.rows("journal.jsonl")))
@@ -169,31 +169,33 @@ def _verdict(rows: Sequence[LevelRow], records: Sequence[TurnRecord], slo: Slo, 
     for record in records:
         if record.case == "realistic" and record.turn > 0 and record.concurrency in turns:
             turns[record.concurrency].append(record)
-    found, top = knee.knee(realistic), knee.ceiling(realistic, slo)
+    told = [row for row in realistic if not row.why_none]  # the others are evidence of nothing but a broken promise
+    found, top = knee.knee(told), knee.ceiling(realistic, slo)
     bracket = [found.lo, found.hi] if found else None
-    below = found is None and knee.from_the_start(realistic)
-    broken_promise = bool(realistic) and top != realistic[-1].concurrency
+    below = found is None and knee.from_the_start(told)
+    broken_promise = bool(told) and top != told[-1].concurrency
     seen = _seen(found, below, broken_promise)
-    reason = cause.cause(realistic, *_compared(realistic, found, top), server, seen) if realistic else None
+    reason = cause.cause(told, *_compared(told, found, top), server, seen) if told else None
     worst = _case(rows, "worst")
     ends = (worst[0].concurrency, worst[-1].concurrency) if len(worst) > 1 else None
     saturated = cause.cause(worst, *ends, server) if ends else None
     return {
         "knee": bracket,
-        "below": realistic[0].concurrency if below else None,
+        "below": told[0].concurrency if below else None,
         "seen_in": found.seen_in if found else None,
-        "knee_confidence": _knee_confidence(found, below, realistic, turns),
+        "knee_confidence": _knee_confidence(found, below, told, turns),
         "ceiling": top,
         "ceiling_confidence": knee.ceiling_confidence(slo, turns[top], _above(turns, top)) if top is not None else None,
         "slo": slo.text,
-        "highest": realistic[-1].concurrency if realistic else None,
+        "highest": told[-1].concurrency if told else None,
+        "failed": [row.concurrency for row in realistic if row.why_none],
         "predicted_knee": server.fits,
         "cause": reason.sentence if reason else None,
         "binding": reason.binding if reason else None,
         "shares": reason.shares if reason else None,
         "compared": [reason.healthy, reason.broken] if reason else None,
         "worst_case": asdict(saturated) if saturated else None,
-        "prediction": cause.prediction(realistic, (found.lo, found.hi) if found else None, server),
+        "prediction": cause.prediction(told, (found.lo, found.hi) if found else None, server),
         "luck": _luck(realistic, found),
         "cache_worth": _cache_worth(rows),
         "sdk": _sdk(realistic, _case(rows, "openai")),
@@ -209,7 +211,7 @@ def _sdk(ours: Sequence[LevelRow], theirs: Sequence[LevelRow]) -> list[dict[str,
 
 def _saw(who: str, row: LevelRow) -> dict[str, float | None]:
     told = ("ttft_p50_s", "ttft_p99_s", "req_per_s", "client_cpu")
-    return {f"{who}_{name}": _number(getattr(row, name)) for name in told}
+    return {f"{who}_{name}": None if stats.is_limit(row, name) else _number(getattr(row, name)) for name in told}
 
 
 def _case(rows: Sequence[LevelRow], case: str) -> list[LevelRow]:
@@ -221,7 +223,7 @@ def _knee_confidence(
 ) -> float | None:
     if found:
         return knee.knee_confidence(found, rows, turns[found.lo], turns[found.hi])
-    return knee.absence_confidence(turns[min(turns) if below else max(turns)], below) if turns else None
+    return knee.absence_confidence(turns[rows[0 if below else -1].concurrency], below) if rows else None
 
 
 def _above(turns: dict[int, list[TurnRecord]], level: int) -> list[TurnRecord]:

@@ -27,6 +27,8 @@ def export(run: Json, rows: Sequence[LevelRow], records: Sequence[TurnRecord], f
         raise BenchError(f"no format {form!r} to export to", f"known: {', '.join(FORMS)}")
     if not rows:
         raise BenchError("there is nothing to export: no level of the run was played to its end")
+    if not all(row.duration_s > 0 for row in rows):
+        raise BenchError("a level took no time, by the times of its requests", "run it again: its checks say more")
     # A number that JSON has no notation for is a mistake here, and not to be left to whoever reads the file.
     return {
         name: json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -369,7 +371,15 @@ def _seen(level: Level) -> Json:
     """What the report's own fields have no place for: the cache, the knee, and TTFT from when a turn was due."""
     verdict = _verdict(level.run, level.row.variant)
     row = {name: value for name in METRICS if _finite(value := getattr(level.row, name))}
-    return {**row, "knee": verdict.get("knee"), "ceiling": verdict.get("ceiling"), "slo": verdict.get("slo")}
+    if limits := {name: row.pop(name) for name in [*row] if stats.is_limit(level.row, name)}:
+        row["at_least"] = limits
+    return {
+        **row,
+        "why_none": level.row.why_none or None,
+        "knee": verdict.get("knee"),
+        "ceiling": verdict.get("ceiling"),
+        "slo": verdict.get("slo"),
+    }
 
 
 def _verdict(run: Json, variant: str) -> Json:
@@ -403,10 +413,11 @@ def _of(row: LevelRow, what: str) -> str:
 
 
 def _ttft_entry(row: LevelRow, percentile: str) -> Json | None:
-    """A percentile without its floor is a lower limit, and has a name and so a chart of its own."""
+    """A percentile that is only a lower limit has a name and so a chart of its own."""
+    name = f"ttft_{percentile}_s"
     value, low, high = (getattr(row, f"ttft_{percentile}{end}_s") for end in ("", "_lo", "_hi"))
-    bare = stats.more_sessions(row, f"ttft_{percentile}_s") == 0
-    told = value if bare else low
+    enough = stats.more_sessions(row, name) == 0
+    told, bare = value if enough else low, enough and not stats.is_limit(row, name)
     if not _finite(told):
         return None
     entry = {

@@ -45,8 +45,10 @@ class Slo:
 
     def met(self, row: LevelRow) -> bool | None:
         value = getattr(row, self.metric)
-        if value is None:
+        if value is None or row.why_none:
             return None
+        if stats.is_limit(row, self.metric):  # more than that is certain, less is not
+            return self.above if value >= self.limit else None
         return bool(value >= self.limit if self.above else value <= self.limit)
 
 
@@ -76,7 +78,7 @@ def ceiling(rows: Sequence[LevelRow], slo: Slo) -> int | None:
 
 
 def knee(rows: Sequence[LevelRow]) -> Knee | None:
-    """Rows of the realistic case in order of concurrency."""
+    """Rows of the realistic case in order of concurrency, of levels that have percentiles."""
     by_loss = any(row.unlucky is not None for row in rows)
     broken, witnesses = (_evicts, 1) if by_loss else (_leaves, 2)
     for at in range(1, len(rows)):
@@ -97,8 +99,10 @@ def _evicts(row: LevelRow, _: LevelRow) -> bool:
 
 
 def _leaves(row: LevelRow, before: LevelRow) -> bool:
-    """Has the tail left the body, seen from the last level before?"""
+    """Has the tail left the body, seen from the last level before? Not if either may be slower than is known."""
     if not all(here.ttft_p99_s and here.ttft_p50_s for here in (before, row)):
+        return False
+    if stats.is_limit(before, "ttft_p99_s") or stats.is_limit(row, "ttft_p50_s"):
         return False
     jump, body = _over(row, before, "ttft_p99_s"), _over(row, before, "ttft_p50_s")
     return jump >= _wanted(row, before) and body <= BODY_SHARE * jump
@@ -121,12 +125,16 @@ def knee_confidence(found: Knee, rows: Sequence[LevelRow], lo: Turns, hi: Turns)
         below = sample.chance_below(_flags(lo, stats.is_unlucky), UNLUCKY_SHARE)
         above = sample.chance_below(_flags(hi, stats.is_unlucky), UNLUCKY_SHARE)
         return below * (1 - above)
-    tails = [[[stats.ttft(record) for record in session] for session in stats.by_session(turns)] for turns in (lo, hi)]
+    tails = [
+        [[of(record) for record in session] for session in stats.by_session(turns)]
+        for turns, of in ((lo, stats.ttft), (hi, stats.least))  # the jump is no less than that
+    ]
     if min(map(len, tails)) < sample.FEW_SESSIONS:
         return None
     before, here = (sample.redrawn(tail, [0.99], seed)[:, 0] for seed, tail in enumerate(tails))
     by_level = {row.concurrency: row for row in rows}
-    return float(np.mean(here >= before * _wanted(by_level[found.hi], by_level[found.lo])))
+    jumped = here >= before * _wanted(by_level[found.hi], by_level[found.lo])
+    return float(np.mean(jumped & np.isfinite(before)))
 
 
 def absence_confidence(turns: Turns, already: bool) -> float | None:
@@ -142,7 +150,8 @@ def ceiling_confidence(slo: Slo, kept: Turns, broken: Turns) -> float | None:
     match = re.fullmatch(r"ttft_p(\d+)_s", slo.metric)
     if not match or slo.above:
         return None
-    at, above = (_flags(turns, lambda record: stats.ttft(record) > slo.limit) for turns in (kept, broken))
+    at = _flags(kept, lambda record: stats.ttft(record) > slo.limit)
+    above = _flags(broken, lambda record: stats.least(record) > slo.limit)
     limit = 1 - int(match[1]) / 100
     return sample.chance_below(at, limit) * (1 - sample.chance_below(above, limit) if above else 1.0)
 

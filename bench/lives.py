@@ -146,7 +146,7 @@ Cohorts = tuple[list[float], list[float], int]
 
 
 def _cohorts(turns: Iterable[TurnRecord]) -> Cohorts:
-    """TTFT of those who kept their history, of those who lost it, and how many failed."""
+    """TTFT of those who kept their history, of those who lost it, and how many were not answered."""
     kept: list[float] = []
     gone: list[float] = []
     failed = 0
@@ -170,13 +170,13 @@ def _strip(across: Scale, y: float, high: float, row: LevelRow, cohorts: Cohorts
     inner = [box(across.start, y - high, across.end - across.start, high + 12, "hit"), _steps(across, kept, y, high)]
     inner.append(svg.tag("path", d=crosses, class_="c line", stroke_width="1.5") if gone else "")
     said = f"{unlucky} of {row.requests} \u00b7 {share(unlucky / row.requests)}" if unlucky else "none"
-    tip += f"; {failed} failed" if failed else ""
+    tip += f"; {failed} not answered" if failed else ""
     return "".join([
         line(across.start, y, across.end, y, "axis"),
         text(66, y + 1, row.concurrency, "strong" if unlucky else None, "end"),
         svg.touchable(tip, *inner, **data_of(row)),
         text(612, y + 1, said, "c strong" if unlucky else "soft"),
-        text(612, y + 14, f"{failed} failed") if failed else "",
+        text(612, y + 14, f"{failed} not answered") if failed else "",
     ])  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def timeline(seen: Seen) -> str | None:
     plays = {level: _few(seen.turns[level], BARS // len(levels)) for level in levels}
     if not plays:
         return None
-    longest = max(max(r.end_s for r in turns) - min(r.sent_s for r in turns) for turns, _ in plays.values())
+    longest = max(stats.lasted(turns) for turns, _ in plays.values())
     across, top = Scale(0, longest or 1.0, LEFT, 744), 112.0
     parts = []
     for level, (turns, every) in plays.items():

@@ -7,7 +7,7 @@ from typing import Any
 from bench import table, tables, words
 from bench.hypertext import Column, cell, command, document, legend, sortable
 from bench.sample import floor
-from bench.stats import METRICS, PERCENTILES, LevelRow, more_sessions, seconds, share, show
+from bench.stats import METRICS, NO_PERCENTILES, PERCENTILES, LevelRow, more_sessions, seconds, share, show
 from bench.svg import clean, tag
 
 # What a verdict of an older version did not say.
@@ -100,7 +100,7 @@ def _list(said: Sequence[str]) -> str:
 
 def _sentence(text: str) -> str:
     """What it is about stands out."""
-    match = re.match(r"(?:Knee|Cause|Unlucky|Predicted|Ceiling|The cache|Official SDK|Worst case):", text)
+    match = re.match(r"(?:Knee|Failed|Cause|Unlucky|Predicted|Ceiling|The cache|Official SDK|Worst case):", text)
     about = match[0] if match else ""
     return tag("li", tag("strong", about), clean(text.removeprefix(about)))
 
@@ -143,8 +143,8 @@ def _tables(run: Run, rows: Sequence[LevelRow]) -> Iterator[str]:
         over = knee[1] if knee and group[0].case == "realistic" else None
         inner = tag("h3", clean(title)) + sortable(title, columns, [_row(row, over) for row in group])
         yield tag("div", inner, data_variant=group[0].variant)
-    if below := words.limits(rows):
-        yield tag("p", clean(below), class_="note")
+    for note in words.footnotes(rows):
+        yield tag("p", clean(note), class_="note")
     if rows:
         yield legend(columns)
 
@@ -162,10 +162,12 @@ def _level(row: LevelRow, cells: Sequence[str], over: int | None = None) -> str:
 
 
 def _measured(row: LevelRow, name: str) -> str:
-    """A limit is sorted and copied as the limit that it is, and says what it lacks."""
+    """A limit is sorted and copied as the limit that it is, and says why; a percentile that is not there does, too."""
     lacks = more_sessions(row, name)
     value = getattr(row, f"{name.removesuffix('_s')}_lo_s") if lacks else getattr(row, name)
-    return cell(show(row, name), value, table.cell(row, name) if lacks else None)
+    text, whole = show(row, name), table.cell(row, name)
+    why_none = row.why_none if name in NO_PERCENTILES else ""
+    return cell(text, value, why_none or (whole if whole != text else None))
 
 
 # --- the cause ---

@@ -152,8 +152,12 @@ def _series(
     look: Look,
     told: Callable[[LevelRow], str],
     hollow: Callable[[LevelRow], bool] = lambda row: False,
+    limit: Callable[[LevelRow], bool] = lambda row: False,
 ) -> str:
-    """A line over the levels, broken where nothing was measured; a failure stands as a cross at the top edge."""
+    """A line over the levels, broken where nothing was measured; a failure stands as a cross at the top edge.
+
+    Where `limit` says that this is only what it is at least, an arrow goes up from the mark.
+    """
     values = [(row, value_of(row)) for row in rows]
     points = [
         (panel.x(row.concurrency), panel.y(v)) if v is not None and panel.y.holds(v) else None for row, v in values
@@ -168,7 +172,8 @@ def _series(
             parts.append(svg.mark(x, y, "cross", f"{look.class_} line", tip, **data_of(row)))
             parts.append(text(x, y - 8, "failed", None, "middle"))
         elif point is not None:
-            class_ = look.class_ + (" hollow" if hollow(row) else "")
+            class_ = look.class_ + (" hollow" if hollow(row) or limit(row) else "")
+            parts += [svg.shape(*point, "up", f"{look.class_} line")] if limit(row) else []
             parts.append(svg.mark(*point, look.shape, class_, tip, **data_of(row)))
     return "".join(parts)
 
@@ -178,20 +183,28 @@ def _column(name: str) -> Callable[[LevelRow], float | None]:
 
 
 def _percentile_text(name: str) -> Callable[[LevelRow], str]:
-    """With its interval, and what it lacks."""
+    """With its interval, what it lacks, and who was not answered."""
 
     def told(row: LevelRow) -> str:
         low, high = (getattr(row, f"ttft_{name}_{end}_s") for end in ("lo", "hi"))
         between = f" ({_span(low, high)})" if low is not None and high is not None else ""
         lacks = stats.more_sessions(row, f"ttft_{name}_s")
         lacking = f", needs {lacks} more sessions" if lacks else ""
-        return f"{name} {seconds(getattr(row, f'ttft_{name}_s'))}{between}{lacking}"
+        return f"{name} {stats.seen(row, f'ttft_{name}_s')}{between}{lacking}{_unanswered(row)}"
 
     return told
 
 
+def _unanswered(row: LevelRow) -> str:
+    late = row.timeouts or 0
+    told = [f"{count} {what}" for count, what in ((row.errors - late, "failed"), (late, "timed out")) if count]
+    return f"; of {row.requests} requests {', '.join(told)}" if told else ""
+
+
 def _span(low: float, high: float) -> str:
     """The unit once, where both have the same."""
+    if math.isinf(high) and not math.isinf(low):
+        return f"{seconds(low)} or more"
     first, last = seconds(low), seconds(high)
     unit = first[-2:] if first[-2:] == last[-2:] else first[-3:] if first[-3:] == last[-3:] else ""
     return f"{first.removesuffix(unit).rstrip()}{DASH}{last}"
@@ -201,9 +214,17 @@ def _lacks(name: str) -> Callable[[LevelRow], bool]:
     return lambda row: bool(stats.more_sessions(row, f"ttft_{name}_s"))
 
 
+def _limit(name: str) -> Callable[[LevelRow], bool]:
+    return lambda row: stats.is_limit(row, f"ttft_{name}_s")
+
+
 def _hollow_entry(rows: Iterable[LevelRow], names: Iterable[str], shape: str) -> Iterator[tuple[str, str]]:
+    limits = any(_limit(name)(row) for row in rows for name in names)
     if any(_lacks(name)(row) for row in rows for name in names):
-        yield svg.shape(0, 0, shape, "ink hollow"), "hollow: too few sessions for an upper limit"
+        why = "hollow: too few sessions"
+        yield svg.shape(0, 0, shape, "ink hollow"), why if limits else f"{why} for an upper limit"
+    if limits:
+        yield svg.shape(0, 6, "up", "ink line") + svg.shape(0, 6, shape, "ink hollow"), "or more: requests timed out"
 
 
 def _band(panel: Panel, rows: Sequence[LevelRow], name: str, look: Look) -> str:
@@ -227,6 +248,7 @@ def curve(seen: Seen) -> str | None:
     if not values:
         return None
     limit = _limit_s(seen.verdict.get("slo") or "")
+    values += [min(values) / 1.5] if any(row.errors for row in rows) else []  # room for how many
     above = Panel(_across(rows), _times([*values, *positive([limit])], 336, 104))
     below = Panel(above.x, Scale(0, max(positive(row.req_per_s for row in rows), default=1) * 1.15, 470, 396))
     parts = [svg.frame(above, "TTFT", tick), svg.frame(below, "req/s", lambda value: f"{value:g}", 20)]
@@ -234,7 +256,10 @@ def curve(seen: Seen) -> str | None:
     parts += [_band(above, rows, name, look) for name, look in TAILS.items()]
     parts.append(_promise(above, seen))
     for name, look in TAILS.items():
-        parts.append(_series(above, rows, _column(f"ttft_{name}_s"), look, _percentile_text(name), _lacks(name)))
+        parts.append(
+            _series(above, rows, _column(f"ttft_{name}_s"), look, _percentile_text(name), _lacks(name), _limit(name))
+        )
+    parts.append(_unanswered_labels(above, rows))
     lasts = [(_last(rows, name), name, look.class_) for name, look in TAILS.items()]
     ends = [(above.y(above.y.within(last)), name, class_) for last, name, class_ in lasts if last]
     if limit is not None:
@@ -253,6 +278,21 @@ def curve(seen: Seen) -> str | None:
     return seen.figure("curve", _curve_title(seen, rows), told, 512, *parts)
 
 
+def _unanswered_labels(panel: Panel, rows: Sequence[LevelRow]) -> str:
+    """How many, below their level if there is room; a cross above where they are so many that it has no percentiles."""
+    parts, free = [], -math.inf
+    for row in rows:
+        x, words = panel.x(row.concurrency), f"{stats.show(row, 'errors')} err"
+        half = len(words) * svg.CHARACTER / 2
+        if row.errors and x - half > free:
+            parts.append(text(x, panel.y.start - 6, words, "soft", "middle"))
+            free = x + half
+        if row.why_none:
+            tip = f"C = {row.concurrency} \u00b7 {row.why_none}"
+            parts.append(svg.mark(x, panel.y.end, "cross", "ink line", tip, **data_of(row)))
+    return "".join(parts)
+
+
 def _last(rows: Sequence[LevelRow], name: str) -> float | None:
     value: float | None = getattr(rows[-1], f"ttft_{name}_s")
     return value
@@ -265,7 +305,7 @@ def _curve_title(seen: Seen, rows: Sequence[LevelRow]) -> str:
     title = f"The cliff stands between {seen.knee[0]} and {seen.knee[1]} sessions"
     if not lo or not hi or not lo.ttft_p99_s or not hi.ttft_p99_s:
         return title
-    return f"{title}: p99 goes from {seconds(lo.ttft_p99_s)} to {seconds(hi.ttft_p99_s)}"
+    return f"{title}: p99 goes from {stats.seen(lo, 'ttft_p99_s')} to {stats.seen(hi, 'ttft_p99_s')}"
 
 
 def band(seen: Seen) -> str | None:
@@ -280,8 +320,12 @@ def band(seen: Seen) -> str | None:
     for case, rows in cases.items():
         look = CASES[case]
         thin = Look(f"{look.class_} thin", "dot", "1 3")
-        parts.append(_series(panel, rows, _column("ttft_p99_s"), thin, _case_text(case, "p99"), _lacks("p99")))
-        parts.append(_series(panel, rows, _column("ttft_p50_s"), look, _case_text(case, "p50"), _lacks("p50")))
+        parts.append(
+            _series(panel, rows, _column("ttft_p99_s"), thin, _case_text(case, "p99"), _lacks("p99"), _limit("p99"))
+        )
+        parts.append(
+            _series(panel, rows, _column("ttft_p50_s"), look, _case_text(case, "p50"), _lacks("p50"), _limit("p50"))
+        )
         parts.append(_case_labels(panel, case, rows, every))
     parts.append(svg.ground(panel, _levels(every), C_AXIS, seen.knee or (), low=54))
     parts.append(_predicted(panel, seen, 35))
@@ -317,6 +361,8 @@ def _case_labels(panel: Panel, case: str, rows: Sequence[LevelRow], every: Seque
 def _worth(cases: Mapping[str, Sequence[LevelRow]]) -> tuple[str, str]:
     """Title and subtitle, at the highest level at which all cases were taken."""
     told = "TTFT, log scale; large marks p50, small ones p99; hollow: too few requests for a limit."
+    if any(row.at_least for rows in cases.values() for row in rows):
+        told = told.replace("hollow: too few requests for a limit.", "hollow: a limit; arrow: for time-outs.")
     common = set.intersection(*({row.concurrency for row in rows} for rows in cases.values()))
     if not common or not {"realistic", "worst"} <= set(cases):
         return "Between everything cached and nothing but the shared prompt", told
@@ -325,7 +371,8 @@ def _worth(cases: Mapping[str, Sequence[LevelRow]]) -> tuple[str, str]:
     real, worst = at["realistic"], at["worst"]
     assert real is not None
     assert worst is not None
-    if len(medians := positive([real.ttft_p50_s, worst.ttft_p50_s])) == 2:
+    medians = [] if _limit("p50")(worst) or _limit("p50")(real) else positive([real.ttft_p50_s, worst.ttft_p50_s])
+    if len(medians) == 2:
         told = f"It divides p50 by {medians[1] / medians[0]:.1f}. {told}"
     if not real.req_per_s or not worst.req_per_s:
         return f"What the cache is worth at {level} sessions", told
@@ -485,7 +532,7 @@ def waits(seen: Seen) -> str | None:
     for at, part in enumerate(reversed(used)):
         parts.append(svg.legend(612, 100 + 22 * at, [(_fill(part, key), METRICS[f"wait_{part}_s"].title)]))
     parts.append(text(panel.middle, 376, C_AXIS, "soft", "middle"))
-    told = "The mean time to the first token at each level, by what the engine was doing while a request waited."
+    told = "The mean time to the first token of answered requests, by what the engine did while they waited."
     return seen.figure("waits", _waits_title(seen), told, 388, *parts)
 
 

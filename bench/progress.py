@@ -90,6 +90,8 @@ class Terminal:
 
     def level_ended(self, row: LevelRow) -> None:
         self.print(table.line(row))
+        if row.why_none:
+            self.print(f"     {row.why_none}")
 
 
 def _minutes(seconds: float) -> str:

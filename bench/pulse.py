@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench import clocks
+from bench.clocks import Reading, Watch
+
 TICK_S = 0.25  # to wake an idle core for it costs more than the answer's next token
 COARSE_S = 0.001  # the event loop rounds its timers up to a millisecond
 
@@ -21,26 +24,30 @@ class Pulse:
     lag_p99_s: float  # at one moment in a hundred, something that came then would have waited longer
     lag_max_s: float
     gc_s: float  # in garbage collections, which are off
+    stepped_s: float | None = None  # the most that the wall clock was set by
+    suspended_s: float | None = None  # the longest that the machine slept, where the system tells
 
 
 @contextlib.asynccontextmanager
-async def felt(keep: Callable[[Pulse], None]) -> AsyncIterator[None]:
-    """Hands over the pulse of the event loop at the end of the body."""
+async def felt(keep: Callable[[Pulse], None], read: Callable[[], Reading] = clocks.read) -> AsyncIterator[None]:
+    """Hands over the pulse of the event loop, and what the clocks did, at the end of the body."""
     with _no_collection(), _collections() as pauses:
         began, cpu = time.perf_counter(), time.process_time()
-        ticker = Ticker()
+        watch = Watch(read)
+        ticker = Ticker(watch.look)
         try:
             yield
         finally:
             lags = ticker.stop()
-            wall = time.perf_counter() - began
-            keep(Pulse(wall, time.process_time() - cpu, waited(lags), max(lags), sum(pauses)))
+            wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+            keep(Pulse(wall, cpu, waited(lags), max(lags), sum(pauses), watch.stepped_s, watch.suspended_s))
 
 
 class Ticker:
-    """How late each of its ticks came."""
+    """How late each of its ticks came; at each of them it looks."""
 
-    def __init__(self) -> None:
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._look = look
         self._lags: list[float] = []
         self._loop = asyncio.get_running_loop()
         self._arm()
@@ -51,11 +58,13 @@ class Ticker:
 
     def _tick(self) -> None:
         self._lags.append(max(0.0, time.perf_counter() - self._due - COARSE_S))
+        self._look()
         self._arm()
 
     def stop(self) -> list[float]:
         """The tick that is overdue counted, too."""
         self._next.cancel()
+        self._look()
         return [*self._lags, max(0.0, time.perf_counter() - self._due - COARSE_S)]
 
 

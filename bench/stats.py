@@ -2,8 +2,9 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from bench.waits import Told
 UNLUCKY_TOKENS = 1000  # a request that lost more than about a turn's worth of its history
 COMPONENTS = ("lost", "slot", "blocks", "preempted", "compute", "client")  # of a wait
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+MANY_FAILED = 0.10  # of the requests: above it a percentile would say how the server fails, and not how slow it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,10 @@ class LevelRow:
     read_late_p99_s: float | None = None  # for how long first tokens lay unread; not in TTFT
     lag_p99_s: float | None = None  # of its event loop: a hundredth of the time it was farther behind
     client_cpu: float | None = None  # of a core, by its busiest process
+    # Of those that were not answered
+    timeouts: int | None = None  # among the errors
+    at_least: str = ""  # the percentiles of which only that is known, for requests timed out: "p95 p99"
+    why_none: str = ""  # why there are no percentiles
 
 
 def by_session(turns: Iterable[TurnRecord]) -> list[list[TurnRecord]]:
@@ -83,9 +89,18 @@ def by_session(turns: Iterable[TurnRecord]) -> list[list[TurnRecord]]:
     return list(found.values())
 
 
+def least(record: TurnRecord) -> float:
+    """Its TTFT, or what that must exceed: who was given up had waited so long, and who failed never got an answer."""
+    if record.status in ("failed", "truncated"):
+        return math.inf
+    if record.first_s is not None:
+        return max(0.0, record.first_s - record.intended_s)
+    return math.inf if record.status == "ok" else max(0.0, record.end_s - record.intended_s)
+
+
 def ttft(record: TurnRecord) -> float:
-    """A failure ranks as infinitely slow."""
-    return math.inf if record.ttft_s is None else record.ttft_s
+    """Infinite where none was seen: what is not known is never taken for fast."""
+    return math.inf if record.first_s is None else least(record)
 
 
 def is_unlucky(record: TurnRecord) -> bool | None:
@@ -106,13 +121,13 @@ def reduce(
     numbers = sorted({record.repeat for record in turns})
     repeats = [[r for r in turns if r.repeat == n] for n in numbers]
     whole = [[r for r in records if r.repeat == n] for n in numbers]
-    sessions = [[ttft(record) for record in session] for session in by_session(turns)]
+    sessions = by_session(turns)
     told = [(record, tokens) for record in turns if (tokens := record.lost_tokens) is not None]
     lost = [tokens for _, tokens in told]
-    duration = sum(_span(repeat) for repeat in repeats)
+    duration = sum(lasted(repeat) for repeat in repeats)
     good = sum(record.status == "ok" for record in turns)
     rates = [rate for repeat in repeats if (rate := throughput(repeat)) is not None]
-    return LevelRow(
+    row = LevelRow(
         variant=first.variant,
         case=first.case,
         concurrency=first.concurrency,
@@ -134,33 +149,64 @@ def reduce(
         working_set_tokens=max(_working_set(repeat, shared_tokens) for repeat in repeats),
         repeats=len(repeats),
         repeat_spread=(max(rates) - min(rates)) / (sum(rates) / len(rates)) if len(rates) > 1 else None,
+        timeouts=sum(record.status == "timeout" for record in turns),
+        why_none=(why_none := _why_none(turns)),
         **_percentiles(sessions),
         **_luck(told),
         **_waits(whole, samples, max_seqs),
         **_client(turns, pulses),
     )
+    return replace(row, **NO_PERCENTILES) if why_none else row
+
+
+OF_THE_ANSWERED = re.compile("ttft|needs|tpot|punctual|wait_|(un)?lucky_p")
+NO_PERCENTILES: dict[str, Any] = {
+    "at_least": "",
+    **{field.name: None for field in fields(LevelRow) if OF_THE_ANSWERED.match(field.name)},
+}
+
+
+def _why_none(turns: Sequence[TurnRecord]) -> str:
+    """Too many failed; with what they said the most often, inert, for servers chose the words."""
+    failed = [record for record in turns if record.status in ("failed", "truncated")]
+    if len(failed) <= MANY_FAILED * len(turns):
+        return ""
+    said = Counter("".join(filter(str.isprintable, record.error or record.status))[:60].strip() for record in failed)
+    often = ", ".join(f"{times}x {text}" for text, times in said.most_common(3)).replace("`", "'")
+    return f"no percentiles: {len(failed)} of {len(turns)} requests failed ({often})"
 
 
 def _client(turns: Sequence[TurnRecord], pulses: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the client did to these numbers, and what it could have done."""
     unread = [record.read_late_s for record in turns if record.read_late_s is not None]
     return {
-        "punctual_p99_s": sample.percentile([ttft(record) - record.late_s for record in turns], 0.99),
+        "punctual_p99_s": sample.percentile([least(record) - record.late_s for record in turns], 0.99),
         "read_late_p99_s": sample.percentile(unread, 0.99),
         "lag_p99_s": _most(pulses, "lag_p99_s"),
         "client_cpu": max((pulse["cpu_s"] / pulse["wall_s"] for pulse in pulses if pulse["wall_s"] > 0), default=None),
     }
 
 
-def _percentiles(sessions: list[list[float]]) -> dict[str, Any]:
-    values = sorted(value for session in sessions for value in session)  # once, for all percentiles
-    limits = sample.intervals(sessions, list(PERCENTILES.values()))
+def _percentiles(sessions: list[list[TurnRecord]]) -> dict[str, Any]:
+    """Of all requests. One that timed out counts as what it had waited in lower limits, and as infinite in upper ones.
+
+    That needs no assumption. Kaplan and Meier's estimate, which gives a number where this gives a limit, takes it that
+    who is given up would have gone on like the others; here the slow are given up because they are slow.
+    """
+    lows, highs = ([[of(record) for record in session] for session in sessions] for of in (least, ttft))
+    at_least, at_most = (sorted(value for one in bound for value in one) for bound in (lows, highs))
+    shares = list(PERCENTILES.values())
+    lower = sample.intervals(lows, shares)
+    upper = lower if at_least == at_most else sample.intervals(highs, shares)
     found: dict[str, Any] = {}
-    for (name, share), (low, high) in zip(PERCENTILES.items(), limits, strict=True):
-        found[f"ttft_{name}_s"] = sample.percentile(values, share)
+    unknown = []
+    for (name, share), (low, _), (_, high) in zip(PERCENTILES.items(), lower, upper, strict=True):
+        found[f"ttft_{name}_s"] = sample.percentile(at_least, share)
         found[f"ttft_{name}_lo_s"], found[f"ttft_{name}_hi_s"] = low, high
-        found[f"needs_{name}"] = sample.needs(sessions, share)
-    return found
+        found[f"needs_{name}"] = sample.needs(lows, share)
+        if sample.percentile(at_most, share) != found[f"ttft_{name}_s"]:
+            unknown.append(name)
+    return found | {"at_least": " ".join(unknown)}
 
 
 Lost = Sequence[tuple[TurnRecord, int]]  # requests of which the server told what was cached, and what they had lost
@@ -217,12 +263,12 @@ def _working_set(turns: Sequence[TurnRecord], shared_tokens: int) -> int:
     return shared_tokens + max(0, int(most))
 
 
-def _span(turns: Sequence[TurnRecord]) -> float:
-    return max(record.end_s for record in turns) - min(record.sent_s for record in turns)
+def lasted(turns: Sequence[TurnRecord]) -> float:
+    return max(max(record.sent_s, record.end_s) for record in turns) - min(record.sent_s for record in turns)
 
 
 def throughput(turns: Sequence[TurnRecord]) -> float | None:
-    span = _span(turns)
+    span = lasted(turns)
     return sum(record.status == "ok" for record in turns) / span if span > 0 else None
 
 
@@ -237,9 +283,9 @@ def _eligible_hit_rate(told: Lost) -> float | None:
 
 def _tpot(record: TurnRecord) -> float | None:
     first, last = record.first_s, record.last_s
-    if first is None or last is None or not record.output_tokens or record.output_tokens < 2:
+    if record.status != "ok" or first is None or last is None or not record.output_tokens or record.output_tokens < 2:
         return None
-    return (last - first) / (record.output_tokens - 1)
+    return max(0.0, last - first) / (record.output_tokens - 1)
 
 
 def growth(samples: Sequence[dict[str, Any]], name: str) -> float | None:
@@ -258,6 +304,7 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 
 # --- the one table of metrics ---
 
+AT_LEAST = "\N{GREATER-THAN OR EQUAL TO}"
 Better = Literal["less", "more", "neither"]
 
 
@@ -309,8 +356,11 @@ METRICS: dict[str, Metric] = {
         "working set", "tokens", "neither", tokens, "the most that live sessions held at once"
     ),
     "prefix_hit_rate": Metric("server's hit", "", "more", share, "by the server's own counters"),
-    "tpot_p50_s": Metric("TPOT p50", "s", "less", seconds, "time per output token after the first"),
-    "errors": Metric("errors", "requests", "less", count, "failed, truncated or given up"),
+    "tpot_p50_s": Metric(
+        "TPOT p50", "s", "less", seconds, "time per output token after the first, of answered requests"
+    ),
+    "errors": Metric("errors", "requests", "less", count, "failed or cut off; 2+1t: two, and one that timed out"),
+    "timeouts": Metric("timeouts", "requests", "less", count, "given up before their answer was whole"),
     "requests": Metric("requests", "requests", "neither", count, ""),
     "sessions": Metric("sessions", "sessions", "neither", count, "that were begun"),
     "duration_s": Metric("took", "s", "neither", seconds, ""),
@@ -319,9 +369,9 @@ METRICS: dict[str, Metric] = {
     "read_late_p99_s": Metric("unread p99", "s", "less", seconds, "for how long first tokens lay unread; not in TTFT"),
     "lag_p99_s": Metric("client lag p99", "s", "less", seconds, "what came at one moment in a hundred waited longer"),
     "client_cpu": Metric("client CPU", "", "less", share, "of a core, by the client's busiest process"),
-    "lucky_p50_s": Metric("lucky p50", "s", "less", seconds, "TTFT of those who kept their history"),
+    "lucky_p50_s": Metric("lucky p50", "s", "less", seconds, "TTFT of those answered who kept their history"),
     "lucky_p99_s": Metric("lucky p99", "s", "less", seconds, ""),
-    "unlucky_p50_s": Metric("unlucky p50", "s", "less", seconds, "TTFT of those who lost it"),
+    "unlucky_p50_s": Metric("unlucky p50", "s", "less", seconds, "TTFT of those answered who lost it"),
     "unlucky_p99_s": Metric("unlucky p99", "s", "less", seconds, ""),
     "wait_client_s": Metric("client", "s", "less", seconds, "outside the engine: sent late, HTTP, read late"),
     "wait_slot_s": Metric("slot", "s", "less", seconds, "for one of --max-num-seqs slots"),
@@ -334,11 +384,25 @@ METRICS: dict[str, Metric] = {
 
 def show(row: LevelRow, name: str) -> str:
     """A percentile without its floor is a lower limit, never a bare number."""
-    value = getattr(row, name)
     if more_sessions(row, name):
-        least = getattr(row, f"{name.removesuffix('_s')}_lo_s")
-        return "-" if least is None else f"\u2265{METRICS[name].format(least)}"
-    return "-" if value is None else METRICS[name].format(value)
+        low = getattr(row, f"{name.removesuffix('_s')}_lo_s")
+        return "-" if low is None else f"{AT_LEAST}{METRICS[name].format(low)}"
+    if name == "errors" and row.timeouts:
+        failed = row.errors - row.timeouts
+        return f"{failed}+{row.timeouts}t" if failed else f"{row.timeouts}t"
+    return seen(row, name)
+
+
+def seen(row: LevelRow, name: str) -> str:
+    """However few the sessions."""
+    value = getattr(row, name)
+    limit = AT_LEAST if is_limit(row, name) else ""
+    return "-" if value is None else f"{limit}{METRICS[name].format(value)}"
+
+
+def is_limit(row: LevelRow, name: str) -> bool:
+    """Is that all there is to be known of a percentile, for requests timed out?"""
+    return name.removeprefix("ttft_").removesuffix("_s") in row.at_least.split()
 
 
 def more_sessions(row: LevelRow, name: str) -> int:

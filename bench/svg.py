@@ -221,6 +221,7 @@ SHAPES = {
     "triangle": "m0-5.5l5 9h-10z",
     "diamond": "m0-5.5l5.5 5.5-5.5 5.5-5.5-5.5z",
     "cross": "m-4-4l8 8m0-8l-8 8",
+    "up": "v-19m-4 5l4-5 4 5",
     "pointer": "l-4-8h8z",
 }
 

@@ -71,10 +71,11 @@ def markdown(rows: Sequence[LevelRow]) -> str:
 
 
 def cell(row: LevelRow, name: str) -> str:
-    """As on the screen; where that is only a limit, what was seen and what is lacking too."""
+    """As on the screen; where that is only a limit, what was seen, what is lacking and who timed out, too."""
     text, missing = stats.show(row, name), stats.more_sessions(row, name)
-    seen = METRICS[name].format(getattr(row, name)) if missing else ""
-    return f"{text} ({seen} seen, needs {missing} more sessions)" if missing else text
+    more = [f"{stats.seen(row, name)} seen, needs {missing} more sessions"] if missing else []
+    more += [f"{row.timeouts} timed out"] if stats.is_limit(row, name) else []
+    return f"{text} ({'; '.join(more)})" if more else text
 
 
 def _cells(cells: Sequence[str]) -> str:

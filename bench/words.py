@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench import inert
-from bench.stats import LevelRow, more_sessions, rate, seconds
+from bench.stats import AT_LEAST, PERCENTILES, LevelRow, more_sessions, rate, seconds
+
+TTFT = [f"ttft_{name}_s" for name in PERCENTILES]
 
 
 def title(run: dict[str, Any]) -> str:
@@ -46,9 +48,9 @@ def sentences(run: dict[str, Any]) -> list[str]:
 
 def _sentences(verdict: dict[str, Any]) -> Iterator[str]:
     if verdict["highest"] is None:
-        yield "No level was played to its end."
+        yield _failed(verdict) or "No level was played to its end."
         return
-    yield _knee(verdict)
+    yield from filter(None, (_knee(verdict), _failed(verdict)))
     if verdict["cause"]:
         yield f"Cause: {verdict['cause']}."
     if luck := verdict["luck"]:
@@ -65,6 +67,11 @@ def _sentences(verdict: dict[str, Any]) -> Iterator[str]:
         yield _sdk(sdk)
     if (worst := verdict["worst_case"]) and worst["binding"]:
         yield f"Worst case: {worst['sentence']}."
+
+
+def _failed(verdict: Mapping[str, Any]) -> str:
+    levels = ", ".join(map(str, verdict.get("failed") or ()))
+    return f"Failed: too many requests at {levels} sessions to say how slow the others were." if levels else ""
 
 
 def _sdk(levels: list[dict[str, Any]]) -> str:
@@ -127,21 +134,41 @@ def _ceiling(verdict: dict[str, Any]) -> str:
     ceiling = verdict["ceiling"]
     if ceiling is None:
         return f"Ceiling: no level measured keeps {verdict['slo']}."
-    more = ", the highest level measured" if ceiling == verdict["highest"] else ""
+    more = ", the highest level measured" if ceiling == verdict["highest"] and not verdict.get("failed") else ""
     sure = _sure(verdict["ceiling_confidence"])
     return f"Ceiling: {ceiling} sessions keep {verdict['slo']}{f' ({(more + sure)[2:]})' if more or sure else ''}."
 
 
-def limits(rows: Sequence[LevelRow]) -> str | None:
-    """What "≥" means, and what would make it a number."""
-    lacking = [most for row in rows if (most := max(more_sessions(row, f"ttft_p{p}_s") for p in (50, 95, 99)))]
-    if not lacking:
-        return None
-    span = f"{min(lacking)} to {max(lacking)}" if min(lacking) < max(lacking) else str(lacking[0])
-    return (
-        f"≥ is the lower 95 % limit of a percentile that has too few independent requests for an upper one: "
-        f"it needs {span} more sessions a level (--repeats, --requests). levels.csv has what was seen."
-    )
+def footnotes(rows: Sequence[LevelRow]) -> list[str]:
+    """What stands in the place of a number, and what would make it one."""
+    return [
+        *_few_sessions(rows),
+        *_timed_out(rows),
+        *(f"{_place(row)}: {row.why_none}." for row in rows if row.why_none),
+    ]
+
+
+def _few_sessions(rows: Sequence[LevelRow]) -> Iterator[str]:
+    lacking = [most for row in rows if (most := max(more_sessions(row, name) for name in TTFT))]
+    if lacking:
+        span = f"{min(lacking)} to {max(lacking)}" if min(lacking) < max(lacking) else str(lacking[0])
+        yield (
+            f"{AT_LEAST} is the lower 95 % limit of a percentile that has too few independent requests for an upper "
+            f"one: it needs {span} more sessions a level (--repeats, --requests). levels.csv has what was seen."
+        )
+
+
+def _timed_out(rows: Sequence[LevelRow]) -> Iterator[str]:
+    places = [f"{_place(row)}: {row.at_least.replace(' ', ', ')}" for row in rows if row.at_least]
+    if places:
+        yield (
+            f"{AT_LEAST} is all that is known where requests timed out ({'; '.join(places)}): they had waited so long "
+            f"and may have waited longer. A longer --timeout shows it, more sessions do not."
+        )
+
+
+def _place(row: LevelRow) -> str:
+    return plain(f"{row.variant}, {row.case}, C = {row.concurrency}")
 
 
 def conditions(run: dict[str, Any]) -> list[str]:

@@ -20,12 +20,13 @@ def evidence(
     records: Sequence[TurnRecord] = (), rows: Sequence[LevelRow] = (), planned: int | None = None, **facts: Any
 ) -> Evidence:
     planned = sum(record.turn > 0 for record in records) if planned is None else planned
+    felt = {"case": "realistic", "concurrency": 2, "stepped_s": 0.0, "suspended_s": 0.0}
     settings = {"cache": {"tokens": 1}, "version": "1", "models": ["m"]}
     told = {"server": {"cache": {"block_size": 16}}, "dialect": {"name": "token ids"}, "launch": None,
             "settings": [settings, settings], **facts}  # fmt: skip
     run = {"variants": {"v": told}, "workload": {"file": {}}, "machine": {"busy": 0.1}, "repeats": 1,
            "levels": [{"variant": "v", "case": "realistic", "concurrency": 2, "requests": planned}]}  # fmt: skip
-    return Evidence(run, "v", records, rows)
+    return Evidence(run, "v", records, rows, pulses=[felt])
 
 
 def said(seen: Evidence) -> list[tuple[str, bool]]:
@@ -62,6 +63,39 @@ def test_every_planned_request_has_an_outcome() -> None:
 def test_failures_past_one_percent_are_fatal(row: Row) -> None:
     assert said(evidence(rows=[row(errors=2)])) == [("fp8, realistic, C = 1: 2 of 200 requests failed", False)]
     assert said(evidence(rows=[row(errors=3)]))[0][1]
+
+
+def test_those_who_timed_out_are_counted_apart_and_a_level_without_percentiles_says_why(row: Row) -> None:
+    ((what, _),) = said(evidence(rows=[row(errors=5, timeouts=3)]))
+    assert what == "fp8, realistic, C = 1: 5 of 200 requests were not answered: 2 failed, 3 timed out"
+    none = row(errors=50, why_none="no percentiles: 50 of 200 requests failed (50x oh)", lag_p99_s=0.2)
+    assert said(evidence(rows=[none])) == [
+        ("fp8, realistic, C = 1: no percentiles: 50 of 200 requests failed (50x oh)", True)
+    ], "nothing is said of a tail that nobody knows"
+
+
+def test_a_machine_that_slept_and_a_wall_clock_that_was_set_are_named_by_level() -> None:
+    quiet = evidence([ONE])
+    (here,) = quiet.pulses
+    slept, stepped = {**here, "concurrency": 8, "suspended_s": 31.4}, {**here, "concurrency": 4, "stepped_s": 2.5}
+    assert said(replace(quiet, pulses=[here, slept, {**slept, "suspended_s": 31.3}])) == [
+        ("v, realistic, C = 8: the machine was suspended for 31.4 s", False)
+    ]
+    assert said(replace(quiet, pulses=[stepped])) == [("v, realistic, C = 4: the wall clock was set by 2.500 s", False)]
+    assert passed(quiet)["clocks ran evenly"]
+    older = {name: told for name, told in here.items() if not name.endswith("ed_s")}
+    assert passed(replace(quiet, pulses=[older]))["clocks ran evenly"] is None, "it told nothing of its clocks"
+    assert said(replace(quiet, pulses=[{**here, "suspended_s": None}])) == [], "the system does not tell"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sent_s": 9.0}, {"first_s": 10.0}, {"last_s": 10.4}, {"end_s": 11.0}, {"first_s": None, "last_s": 10.0}]
+)
+def test_times_that_run_backwards_are_noticed(wrong: dict[str, Any]) -> None:
+    ((what, fatal),) = said(evidence([ONE, replace(ONE, **wrong)]))
+    assert what == "v: the times of 1 requests run backwards"
+    assert not fatal
+    assert said(evidence([replace(ONE, sent_s=ONE.intended_s - 1e-6)])) == []
 
 
 def test_half_streams_past_one_percent_are_fatal() -> None:

@@ -2,14 +2,15 @@
 
 import asyncio
 import json
+import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
 from bench import connection
-from bench.client import Client, Target, judge
+from bench.client import Client, Target, judge, record
 from bench.dialect import Answer, Dialect
 from bench.dialect import understand as read
 from bench.records import TurnRecord
@@ -188,12 +189,46 @@ def test_a_server_that_never_answers_is_given_up() -> None:
     assert ask(handler, timeout_s=0.2)[0][0].status == "timeout"
 
 
+@pytest.mark.parametrize("stamps", [(5.0, 6.0, 7.0), (9.0, 6.0, 7.0), (12.0, 11.0, 9.5), (12.0, 13.0, 5.0)])
+def test_a_stamp_that_a_set_wall_clock_moved_is_never_before_what_was_before_it(
+    stamps: tuple[float, float, float],
+) -> None:
+    """The request was sent at second 10, and the kernel's stamps say otherwise."""
+    first, last, ended = stamps
+    turn = Turn("v", "realistic", 1, 0, 0, 1, (b"1",), 1, 2, 0, 9.0)
+    target = Target("http://127.0.0.1:1", "m", WORDS, 0.0)
+    answer = Answer(first=Stamp(first, 14.0), last=Stamp(last, 14.0), done=True, finish_reason="length")
+    kept = record(turn, target, answer, "ok", None, 10.0, ended)
+    assert kept.first_s is not None
+    assert kept.last_s is not None
+    assert kept.intended_s <= kept.sent_s <= kept.first_s <= kept.last_s <= kept.end_s
+    assert kept.first_s + (kept.read_late_s or 0.0) == 14.0
+    assert record(turn, target, Answer(), "timeout", None, 10.0, 8.0).end_s == 10.0
+
+
 def test_no_server_is_a_record_too() -> None:
     record = connection.run(Client(Target("http://127.0.0.1:9", "m", WORDS, 0.0, 5)).send(turn()))
     assert record.status == "failed"
     assert record.error
 
 
+@pytest.fixture
+def stamping() -> Iterator[None]:
+    """The kernel begins to stamp packets some time after the first socket has asked for it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, connection.SO_TIMESTAMPNS, 1)
+        probe.bind(("127.0.0.1", 0))
+        waited = 0.0
+        while waited < 0.01:
+            probe.sendto(b"", probe.getsockname())
+            time.sleep(0.02)
+            _, ((_, _, stamp),), _, _ = probe.recvmsg(1, connection.TOLD)
+            seconds, nanoseconds = connection.TIMESPEC.unpack(stamp)
+            waited = time.time() - seconds - nanoseconds * 1e-9
+        yield
+
+
+@pytest.mark.usefixtures("stamping")
 def test_a_first_token_that_lies_unread_is_stamped_when_it_came() -> None:
     """The loop is held up for two seconds; the token had come long before."""
 

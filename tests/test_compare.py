@@ -160,6 +160,12 @@ def test_failures_on_one_side_are_slower_and_never_nan() -> None:
     assert "nan" not in compare.text(found)
 
 
+def test_a_percentile_that_is_no_time_says_so_in_words() -> None:
+    before, after = [run(1)], [altered(run(2), failing(40))]
+    assert "failed or timed out" in compare.text(compare.compare(before, after))
+    assert "failed or timed out" not in compare.text(compare.compare(before, [run(2)]))
+
+
 def test_failures_too_few_for_any_percentile_are_counted() -> None:
     found = compare.compare(runs(1, 3), [altered(one, failing(1)) for one in runs(4, 3)])
     errors = only(found, "errors")

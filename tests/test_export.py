@@ -255,6 +255,15 @@ def test_a_lower_limit_has_a_chart_of_its_own(row: Row) -> None:
     assert not [name for name in entries(RUN, row(ttft_p99_s=0.8, needs_p99=30)) if "TTFT" in name]
 
 
+def test_a_limit_for_time_outs_has_a_chart_of_its_own_too_and_never_passes_for_a_number(row: Row) -> None:
+    here = row(concurrency=14, ttft_p50_s=0.3, ttft_p99_s=60.0, needs_p99=0, at_least="p99", timeouts=3, errors=3)
+    names = {name for name in entries(RUN, here) if "TTFT" in name}
+    assert names == {"fp8 realistic, 14 at a time: TTFT p50", "fp8 realistic, 14 at a time: TTFT p99, at least"}
+    seen = one("llm-d", here, ONE)["results"]["observability"]["vllm_agent_bench"]
+    assert (seen["ttft_p50_s"], seen.get("ttft_p99_s"), seen["at_least"]) == (0.3, None, {"ttft_p99_s": 60.0})
+    assert seen["timeouts"] == 3
+
+
 def test_failures_are_counted_where_their_percentile_has_no_number(row: Row) -> None:
     found = entries(RUN, row(ttft_p50_s=0.2, ttft_p99_s=math.inf, errors=9))
     assert "fp8 realistic, 1 at a time: TTFT p99" not in found
@@ -271,6 +280,12 @@ def test_every_form_is_plain_json_whatever_failed(row: Row, form: str) -> None:
     broken = row(concurrency=14, ttft_p50_s=math.inf, ttft_p50_hi_s=math.inf, ttft_p50_lo_s=math.inf, req_per_s=0.0)
     for text in export.export(ENDPOINT, [broken], level(FAILED), form).values():
         strict(text)
+
+
+def test_a_level_that_took_no_time_has_no_rates(row: Row) -> None:
+    for form in export.FORMS:
+        with pytest.raises(BenchError, match="took no time"):
+            one(form, row(concurrency=14, duration_s=0.0), ONE)
 
 
 def test_what_cannot_be_exported_says_why(row: Row) -> None:

@@ -17,7 +17,7 @@ FLOORS = {
         ("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "manifest"), 1
     ),
     **dict.fromkeys(("hypertext", "connection", "dialect", "pulse"), 1),
-    **dict.fromkeys(("errors", "tables", "sample", "svg", "wire", "bounded", "shape", "inert"), 0),
+    **dict.fromkeys(("errors", "tables", "sample", "svg", "wire", "clocks", "bounded", "shape", "inert"), 0),
 }
 # there is one error, one limit to what is read, and one list of what is no plain text
 ALLOWED_SIBLINGS = {

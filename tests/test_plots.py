@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import lives, plots
+from bench import lives, plots, stats
 from bench.records import TurnRecord
 from bench.stats import LevelRow
 from bench.svg import Panel, Scale, curve, end_labels, number, spread
@@ -204,6 +204,48 @@ def test_a_percentile_without_its_floor_is_hollow_and_the_legend_says_why(drawn:
         tip == "C = 14 \u00b7 p99 5.00 s (4.00\N{EN DASH}6.00 s), needs 24 more sessions" for tip in tips(picture)
     )
     assert "hollow" not in words(drawn(change=lambda row: replace(row, needs_p99=0))["curve.svg"])
+
+
+def test_a_percentile_that_is_only_a_limit_for_time_outs_has_an_arrow_and_the_legend_says_why(drawn: Any) -> None:
+    def late(row: LevelRow) -> LevelRow:
+        known = replace(row, needs_p99=0)
+        return replace(known, at_least="p99", timeouts=20, errors=22) if row.concurrency == 16 else known
+
+    picture = drawn(change=late)["curve.svg"]
+    arrows = [one.get("d", "") for one in ET.fromstring(picture).iter() if one.get("class") == "c line"]
+    x, y = marks(picture, "c")[16]
+    assert [arrow.split("v")[0] for arrow in arrows] == [f"M{number(x)} {number(y)}"]
+    assert "or more: requests timed out" in words(picture)
+    assert "hollow" not in words(picture)
+    assert "2+20t err" in words(picture)
+    assert "p99 goes from 900 ms to" in words(picture)
+    told = "p99 ≥12.0 s (9.60\N{EN DASH}14.4 s); of 200 requests 2 failed, 20 timed out"
+    assert f"C = 16 \u00b7 {told}" in tips(picture)
+    assert "or more" not in words(drawn()["curve.svg"])
+
+
+def test_the_worth_of_the_cache_is_no_ratio_of_limits(drawn: Any) -> None:
+    def late(row: LevelRow) -> LevelRow:
+        return replace(row, at_least="p50 p95 p99") if row.case == "worst" else row
+
+    assert "It divides p50 by" in words(drawn()["band.svg"])
+    told = words(drawn(change=late)["band.svg"])
+    assert "It divides p50 by" not in told
+    assert "arrow: for time-outs" in told
+
+
+def test_a_level_without_percentiles_is_a_cross_that_says_why(drawn: Any) -> None:
+    why = "no percentiles: 50 of 200 requests failed (50x connection refused)"
+
+    def fails(row: LevelRow) -> LevelRow:
+        none = replace(row, errors=50, why_none=why, **stats.NO_PERCENTILES)
+        return none if row.concurrency == 16 else row
+
+    figures = drawn(change=fails)
+    assert f"C = 16 \u00b7 {why}" in tips(figures["curve.svg"])
+    assert set(marks(figures["curve.svg"], "c")) == {8, 12, 14}
+    assert not any("C = 16" in tip for tip in tips(figures["waits.svg"])), "a mean over the survivors"
+    assert not re.search(r"\b(nan|inf|None)\b", "".join(figures.values()))
 
 
 def test_what_there_is_no_data_for_is_not_drawn(row: Rows) -> None:

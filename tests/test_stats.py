@@ -21,10 +21,10 @@ def test_ttft_counts_from_when_the_turn_was_due() -> None:
 
 def test_a_level_with_failures_shows_them_everywhere() -> None:
     failed = replace(ONE, status="failed", first_s=None, last_s=None, cached_tokens=None, session=1)
-    row = stats.reduce([ONE, failed, replace(ONE, turn=0)], [])
-    assert (row.requests, row.errors) == (2, 1)
+    row = stats.reduce([*[ONE] * 9, failed, replace(ONE, turn=0)], [])
+    assert (row.requests, row.errors) == (10, 1)
     assert row.ttft_p99_s == math.inf
-    assert row.lost_tokens == 32
+    assert row.lost_tokens == 9 * 32
     assert row.preemptions is None, "not measured is not zero"
 
 
