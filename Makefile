@@ -14,7 +14,10 @@ OUT ?= results/runs/clients.md
 COMPILE = .supply/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet
 LOCKS = locks/run.txt locks/dev.txt locks/supply.txt
 
-.PHONY: install sweep test bench-client check format lint clean lock sbom audit
+TARGET ?= run
+MINUTES ?= 5
+
+.PHONY: install sweep test bench-client fuzz endurance check format lint clean lock sbom audit
 install: .venv/.installed $(ENGINE)
 
 .venv/.installed: pyproject.toml locks/dev.txt
@@ -52,6 +55,16 @@ bench-client: .venv/.installed $(PEERS:%=.peers/%/.installed) $(if $(filter vllm
 	@rm -rf .peers/$* && $(PYTHON) -m venv .peers/$*
 	@.peers/$*/bin/pip install -qq --no-compile -r $< 2> .peers/$*/why && touch $@ || tail -n 1 .peers/$*/why
 
+# Not a test: coverage leads the way into what reads others' bytes, for as long as one likes. `tests/fuzz/targets.py` has
+# the targets; what is found lies in .fuzz/TARGET/, from where the next time goes on.
+fuzz: .fuzz/.installed
+	.fuzz/bin/python -m tests.fuzz $(TARGET) --minutes $(MINUTES)
+
+.fuzz/.installed: tests/fuzz/pins.txt pyproject.toml
+	@echo "installing the fuzzer into .fuzz"
+	@rm -rf .fuzz && $(PYTHON) -m venv .fuzz
+	@.fuzz/bin/pip install -qq --no-compile -r tests/fuzz/pins.txt -e . && touch $@
+
 lint: .venv/.installed
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
@@ -73,6 +86,10 @@ lock: .supply/.installed
 	@$(COMPILE) $(UP) pyproject.toml --extra dev --constraint locks/run.txt --output-file locks/dev.txt > /dev/null
 	@$(COMPILE) $(UP) --group supply --output-file locks/supply.txt > /dev/null
 
+# Is what a run holds the same after so many minutes of load on a real vLLM?
+endurance: install
+	.venv/bin/python -m tests.endurance.hour $(MINUTES)
+
 # What bench brings along, as CycloneDX; the same bytes each time.
 sbom: .supply/.installed
 	@mkdir -p dist
@@ -91,4 +108,4 @@ format: .venv/.installed
 	.venv/bin/ruff check --fix .
 
 clean:
-	rm -rf .venv .engine .peers .supply dist
+	rm -rf .venv .engine .peers .supply .fuzz dist

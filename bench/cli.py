@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bench import __version__, secret, tables
+from bench import __version__, inert, secret, tables
 from bench.errors import BenchError, Exit
 
 if TYPE_CHECKING:  # --help must not wait for numpy
@@ -41,9 +41,9 @@ def main() -> None:
         error.show()
         sys.exit(Exit.USAGE)
     except BenchError as error:
-        click.echo(f"bench: {error.message}", err=True)
+        _tell(f"bench: {error.message}", err=True)
         if error.hint:
-            click.echo(f"  {error.hint}", err=True)
+            _tell(f"  {error.hint}", err=True)
         sys.exit(error.exit)
     except (KeyboardInterrupt, click.Abort):
         click.echo("bench: interrupted", err=True)
@@ -53,6 +53,11 @@ def main() -> None:
 def _crashed(*problem: Any) -> None:
     """A mistake of ours is told with its place, for whoever mends it, and without what it may quote."""
     click.echo(secret.without("".join(traceback.format_exception(*problem))), err=True)
+
+
+def _tell(text: str, err: bool = False) -> None:
+    """Texts of servers, logs and files among it: none of them gets to move the cursor."""
+    click.echo(inert.screen(text), err=err)
 
 
 def _run() -> object:
@@ -256,7 +261,7 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
     if given["dry_run"]:
         names = [*launches] or ["endpoint"]
         forecasts = {name: job.forecast(plan, name, launch) for name, launch in launches.items()}
-        click.echo(report.rehearsal({name: plan.levels(name) for name in names}, launches, forecasts))
+        _tell(report.rehearsal({name: plan.levels(name) for name in names}, launches, forecasts))
         return Exit.FINE
     _report_orphans(terminal)
     folder = records.Folder.create(path) if before is None else records.Folder.open(path)
@@ -316,7 +321,7 @@ def compare(before: Path, after: Path, fail_on: str | None, markdown: bool) -> i
     if fail_on:
         _judgeable([*a, *b])
     found = differ.compare(a, b)
-    click.echo(differ.markdown(found) if markdown else differ.text(found))
+    _tell(differ.markdown(found) if markdown else differ.text(found))
     return Exit.THRESHOLD if fail_on and found.headline == "regression" else Exit.FINE
 
 
@@ -342,7 +347,7 @@ def publish(run: Path, results: Path) -> int:
     from bench.records import Folder
 
     place = publisher.publish(conclusion.conclude(Folder.open(run)), results)
-    click.echo(f"{place}\nindex: {results / 'README.md'}, {results / 'index.html'}")
+    _tell(f"{place}\nindex: {results / 'README.md'}, {results / 'index.html'}")
     return Exit.FINE
 
 
@@ -364,7 +369,7 @@ def export(run: Path, form: str, out: Path | None) -> int:
         click.echo("warning: this run is INVALID: its stamp says why", err=True)
     for name, text in exporter.export(done.run, done.rows, done.records, form).items():
         Folder(out).write(name, text)
-        click.echo(str(out / name))
+        _tell(str(out / name))
     return Exit.FINE
 
 
@@ -375,9 +380,9 @@ def _close(folder: Any, as_json: bool, terminal: "Terminal") -> int:
     done = conclusion.conclude(folder)
     paper.write(folder, done)
     terminal.say("")
-    click.echo(json.dumps(done.run, indent=2) if as_json else paper.closing(done, folder))
+    _tell(json.dumps(done.run, indent=2) if as_json else paper.closing(done, folder))
     if done.warnings:
-        click.echo(paper.cautions(done), err=True)
+        _tell(paper.cautions(done), err=True)
     return Exit.FINE if done.valid else Exit.INVALID
 
 
@@ -502,5 +507,5 @@ def _report_orphans(terminal: "Terminal") -> None:
 
 
 def _default_folder(given: dict[str, Any]) -> Path:
-    what = f"{Path(given['gpu']).stem}-{given['kv']}" if given["gpu"] else "endpoint"
+    what = tables.slug(f"{Path(given['gpu']).stem}-{given['kv']}") if given["gpu"] else "endpoint"
     return Path("results/runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{what}"

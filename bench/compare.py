@@ -13,7 +13,7 @@ A case is tested over all its levels, which a few runs can tell, and then level 
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from textwrap import fill
 from typing import Literal, NamedTuple
@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bench import sample, stats
+from bench import bounded, sample, shape, stats
 from bench.errors import BenchError
 from bench.records import TurnRecord
 from bench.stats import METRICS, PERCENTILES
@@ -137,9 +137,33 @@ def to_json(found: Sequence[Play]) -> str:
 
 def from_json(text: str) -> tuple[Play, ...]:
     try:
-        return tuple(Play(**row | {"sessions": _read(row["sessions"])}) for row in json.loads(text)["plays"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BenchError(f"sessions.json is damaged: {error!r}", "publish the run again") from None
+        told = bounded.parse(text)
+    except ValueError as error:
+        raise BenchError(f"sessions.json is damaged: {error}", "publish the run again") from None
+    shape.check(told, PLAYS, "sessions.json")
+    known = [{field.name: row[field.name] for field in fields(Play)} for row in told["plays"]]
+    return tuple(Play(**row | {"sessions": _read(row["sessions"])}) for row in known)
+
+
+def times(value: object) -> bool:
+    """Of a session; null for a failure."""
+    return isinstance(value, list) and all(
+        ttft is None or (type(ttft) in (int, float) and abs(ttft) < 1e9) for ttft in value
+    )
+
+
+PLAYS = {
+    "plays": [
+        {
+            "variant": str,
+            "case": str,
+            "concurrency": shape.positive,
+            "repeat": int,
+            "sessions": [times],
+            "req_per_s": (float, None),
+        }
+    ]
+}
 
 
 def _read(sessions: Sequence[Sequence[float | None]]) -> tuple[tuple[float, ...], ...]:

@@ -13,7 +13,7 @@ from bench.audit import Check, Evidence, Warning
 from bench.cause import Server
 from bench.errors import BenchError
 from bench.knee import Knee, Slo
-from bench.records import Folder, TurnRecord, attempts, is_last, play_of
+from bench.records import LINES, Folder, TurnRecord, attempts, is_last, play_of
 from bench.stats import LevelRow
 
 Samples = Sequence[dict[str, Any]]
@@ -65,11 +65,11 @@ def conclude(folder: Folder) -> Conclusion:
         felt = [pulse for pulse in pulses if pulse["variant"] == variant]
         here = list(_rows(run, variant, own, told, felt))
         verdicts[variant] = _verdict(here, own, knee.parse_slo(run["slo"]), _server(run, facts))
-        if "dialect" in facts and own:
+        if {"dialect", "server"} <= set(facts) and own:
             healthy = (verdicts[variant]["knee"] or [None])[0]
             checks += audit.audit(Evidence(run, variant, own, here, told, healthy, felt))
         rows += here
-    warnings = [warning for check in checks for warning in check.warnings]
+    warnings = [*_torn(folder), *(warning for check in checks for warning in check.warnings)]
     warnings += _lost(list(folder.rows("journal.jsonl")))
     if run["ended"] != "finished":
         why = "its numbers are those of the levels that were reached"
@@ -85,6 +85,16 @@ def conclude(folder: Folder) -> Conclusion:
         "variants": verdicts,
     }
     return Conclusion(run, rows, warnings, records, samples)
+
+
+def _torn(folder: Folder) -> Iterator[Warning]:
+    for file in LINES:
+        if folder.torn(file):
+            yield Warning(
+                f"the last line of {file} is torn: what it said is lost",
+                "bench was killed while it wrote, or the disk was full; all lines before it are whole",
+                "nothing, if that much was known; else look at the machine's log and its disk",
+            )
 
 
 def _sent(records: Sequence[TurnRecord]) -> int:

@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+from bench import bounded
 from bench.secret import without
+
+LINE = 4000  # characters of a line that are looked into: whoever logs a prompt has longer ones
 
 # Colours, the process that speaks, the level, time and place of a line.
 PREFIX = re.compile(r"^(\s|\x1b\[[0-9;]*m|\([^)]*pid=\d+\)|(ERROR|INFO|WARNING) [\d: -]+\[[^\]]*\])+")
@@ -20,8 +23,12 @@ STAGES = (
 )
 
 
+def _lines(log: Path) -> list[str]:
+    return [line[:LINE] for line in bounded.ends(log).splitlines()]
+
+
 def stage(log: Path) -> str:
-    text = log.read_text(errors="replace")
+    text = "\n".join(_lines(log))
     return next((what for pattern, what in reversed(STAGES) if re.search(pattern, text)), "loading its libraries")
 
 
@@ -45,7 +52,7 @@ CURES = (
 def diagnose(log: Path) -> tuple[str, str]:
     """The cause, and the way out where one is known: told by the cause itself if it can be, else by the whole log."""
     why = cause(log)
-    for text in (why, log.read_text(errors="replace")):
+    for text in (why, "\n".join(_lines(log))):
         for pattern, cure in CURES:
             if re.search(pattern, text):
                 return why, f"{cure}; "
@@ -56,7 +63,7 @@ def cause(log: Path | None) -> str:
     """The engine's own error: the last `SomeError: ...` line that does not merely report another process's failure."""
     if log is None or not log.is_file():
         return "it left no log"
-    lines = [PREFIX.sub("", line).strip() for line in log.read_text(errors="replace").splitlines()]
+    lines = [PREFIX.sub("", line).strip() for line in _lines(log)]
     errors = [line for line in lines if ERROR.match(line)]
     own = [line for line in errors if "Engine core initialization failed" not in line and "WorkerProc" not in line]
     return without((own or errors or [line for line in lines if line] or ["it said nothing"])[-1])[:400]

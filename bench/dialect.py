@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bench import bounded, shape
 from bench.wire import Events, Stamp
 
 # What stands in an event that is worth parsing; the others only carry text, which is copied as it stands.
@@ -23,6 +24,19 @@ STRING = rb'\s*"([^"\\]*(?:\\.[^"\\]*)*)"'
 TEXT = {"/v1/completions": re.compile(rb'"text":' + STRING)}
 CHAT_TEXT = re.compile(rb'"(?:content|reasoning_content)":' + STRING)
 NEWER_CHAT_TEXT = re.compile(rb'"(?:content|reasoning)":' + STRING)  # some send the old name's copy with it
+COUNT, TIME = (int, None), (float, None)
+EVENT = {
+    "choices?": (None, [{"finish_reason?": (str, None), "delta?": (dict, None)}]),
+    "usage?": (
+        None,
+        {
+            "prompt_tokens?": COUNT,
+            "completion_tokens?": COUNT,
+            "prompt_tokens_details?": (None, {"cached_tokens?": COUNT}),
+        },
+    ),
+    "metrics?": (None, {"queue_time_ms?": TIME, "time_to_first_token_ms?": TIME}),
+}
 WORD = re.compile(rb"w(\d+)")
 IDS = re.compile(rb'"token_ids":\s*\[([\d,\s]+)\]')
 
@@ -145,37 +159,23 @@ def _ended_behind(body: bytes, events: Events) -> bool:
 def _take_in(answer: Answer, data: bytes | None, end: int, when: Callable[[int], Stamp]) -> None:
     if data is None or data == DONE:
         return
-    event = json.loads(data)
-    if not isinstance(event, dict):
-        raise ValueError(f"an event that is no completion: {data[:80]!r}")
+    event = bounded.parse(data.decode())
+    if wrong := shape.misfit(event, EVENT):
+        raise ValueError(f"an event that is no completion: {wrong}: {data[:80]!r}")
     if event.get("error"):
         answer.error = answer.error or error_text(event)
-    answer.usage = _object(event, "usage") or answer.usage
-    answer.timing = _object(event, "metrics") or answer.timing
-    for choice in _choices(event):
+    answer.usage = event.get("usage") or answer.usage
+    answer.timing = event.get("metrics") or answer.timing
+    for choice in event.get("choices") or ():
         if answer.first is None and _is_token(choice):
             answer.first = when(end)
         if finish := choice.get("finish_reason"):
             answer.finish_reason, answer.last = said(finish), max(when(end), answer.first or NEVER)
 
 
-def _object(event: dict[str, Any], name: str) -> dict[str, Any]:
-    found = event.get(name) or {}
-    if not isinstance(found, dict):
-        raise ValueError(f"its {name} is {str(found)[:80]!r}")
-    return found
-
-
-def _choices(event: dict[str, Any]) -> list[dict[str, Any]]:
-    found = event.get("choices") or []
-    if not isinstance(found, list) or not all(isinstance(choice, dict) for choice in found):
-        raise ValueError(f"its choices are {str(found)[:80]!r}")
-    return found
-
-
 def _is_token(choice: dict[str, Any]) -> bool:
     """Chat servers open with an event that only names the role: not a token yet. vLLM never sends an empty one."""
-    delta = _object(choice, "delta")
+    delta = choice.get("delta") or {}
     return "text" in choice or any(
         delta.get(name) for name in ("content", "reasoning", "reasoning_content", "tool_calls")
     )

@@ -9,10 +9,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import bounded
 from bench.errors import BenchError
 
 TELLING = ("--enable-per-request-metrics",)
@@ -29,7 +31,7 @@ class Vllm:
 def find(given: str | None, device: str) -> tuple[str, ...]:
     """The command that is vLLM: the one given, or the first there is of the usual places."""
     if given is not None:
-        command = tuple(shlex.split(given))
+        command = _words(given)
         if not command or not shutil.which(command[0]):
             raise BenchError(f"--vllm {given!r}: no such command")
         return command
@@ -44,12 +46,18 @@ def find(given: str | None, device: str) -> tuple[str, ...]:
     raise BenchError("no vllm to be found", f"{how}, give --vllm COMMAND, or --dry-run to see what would be done")
 
 
+def _words(given: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(given))
+    except ValueError as error:
+        raise BenchError(f"--vllm {given!r}: {error}") from None
+
+
 def ask(command: tuple[str, ...], say: Callable[[str], None], limit_s: float = 180) -> Vllm:
     """What this vLLM knows, from its own help; remembered until its script changes, for it takes 20 s to say."""
     note = _note(command)
-    if note is not None and note.is_file():
-        known = json.loads(note.read_text())
-        return Vllm(command, known["version"], frozenset(known["flags"]), tuple(known["kv_dtypes"]))
+    if note is not None and (known := _remembered(command, note)):
+        return known
     say("asking vLLM what it knows (20 s, once)")
     version, text = _output(command, limit_s, "--version"), _output(command, limit_s, "serve", "--help=all")
     flags = sorted(set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", text)))
@@ -61,7 +69,7 @@ def ask(command: tuple[str, ...], say: Callable[[str], None], limit_s: float = 1
         tuple(re.sub(r"\s", "", choices[1]).split(",")) if choices else (),
     )
     if "--kv-cache-dtype" not in vllm.flags:
-        last = (text.strip().splitlines() or ["nothing"])[-1]
+        last = (text.strip().splitlines() or ["nothing"])[-1][:200]
         raise BenchError(f"`{shlex.join(command)} serve --help=all` is not vLLM's: {last}", "give --vllm COMMAND")
     if note is not None:
         with contextlib.suppress(OSError):  # without a home to write to, it is asked again next time
@@ -69,6 +77,18 @@ def ask(command: tuple[str, ...], say: Callable[[str], None], limit_s: float = 1
             note.write_text(json.dumps({"version": vllm.version, "flags": flags, "kv_dtypes": vllm.kv_dtypes}))
     say("")
     return vllm
+
+
+def _remembered(command: tuple[str, ...], note: Path) -> Vllm | None:
+    """None where the note is missing or damaged."""
+    try:
+        known = bounded.document(note)
+        texts = [known["version"], *known["flags"], *known["kv_dtypes"]]
+    except (OSError, BenchError, LookupError, TypeError):
+        return None
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    return Vllm(command, known["version"], frozenset(known["flags"]), tuple(known["kv_dtypes"]))
 
 
 def telling(vllm: Vllm) -> tuple[str, ...]:
@@ -87,11 +107,14 @@ def _note(command: tuple[str, ...]) -> Path | None:
 
 
 def _output(command: tuple[str, ...], limit_s: float, *arguments: str) -> str:
-    try:
-        ran = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=limit_s)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BenchError(f"`{shlex.join([*command, *arguments])}` does not run: {error}") from None
-    return ran.stdout or ran.stderr
+    """What it prints, as far as a help text may go: it could be any program that prints without end."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            subprocess.run([*command, *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=limit_s)
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+            raise BenchError(f"`{shlex.join([*command, *arguments])}` does not run: {error}") from None
+        told = (file.read(bounded.LONGEST) for file in (out, err) if file.seek(0) == 0)
+        return next(filter(None, told), b"").decode(errors="replace")
 
 
 def check(vllm: Vllm, words: Iterable[str], kv: str, dtype: str, named: Iterable[str]) -> None:

@@ -12,12 +12,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from bench import bounded
 from bench.errors import BenchError
-from bench.records import TurnRecord
+from bench.records import TurnRecord, unsound, values_of
 
 Json = dict[str, Any]
 SIGNS = {"vllm bench serve": '"tokenizer_id":', "AIPerf": '"request_start_ns":', "GuideLLM": '"guidellm_version":'}
 SUMMARY = '"aiperf_version":'  # what AIPerf writes beside its records
+LARGEST = 256 << 20  # bytes; a result of a million requests
 IN_FOLDER = ("profile_export.jsonl", "benchmarks.json")  # as AIPerf and GuideLLM call theirs
 DETAILS = ("ttfts", "start_times", "input_lens", "output_lens", "errors")
 SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "sec": 1.0, "s": 1.0}
@@ -68,7 +70,7 @@ def read(path: Path) -> Foreign | None:
     """None: not a result that bench knows."""
     file = next((path / name for name in IN_FOLDER if (path / name).is_file()), path)
     try:
-        text = file.read_text() if file.is_file() else ""
+        text = bounded.data(file, LARGEST).decode() if file.is_file() else ""
     except UnicodeDecodeError:
         return None
     tool = next((tool for tool, sign in SIGNS.items() if sign in text), None)
@@ -79,8 +81,12 @@ def read(path: Path) -> Foreign | None:
     try:
         told = READERS[tool](file, _documents(text))
         notes, records = _records(told.levels)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise BenchError(f"{file} is not what {tool} writes: {type(error).__name__}: {error}", READ) from None
+        if wrong := unsound([*map(values_of, records)]):
+            raise ValueError(f"no request can have its {wrong}")
+        if not isinstance(told.model, str | None) or not isinstance(told.version, str | None):
+            raise ValueError("its model and version are no names")
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise BenchError(f"{file} is not what {tool} writes: {type(error).__name__}: {error!s:.200}", READ) from None
     if all(record.first_s is None for record in records):
         raise BenchError(f"no request in {file} has a time to first token", "it takes streaming: AIPerf's --streaming")
     return Foreign(tool, told.version, told.model, records, (*told.notes, *notes))
@@ -208,7 +214,7 @@ def _aiperf(file: Path, documents: Sequence[Json]) -> Told:
 def _summary(file: Path) -> Json:
     names = (file.with_name("profile_export_aiperf.json"), file.with_suffix(".json"))
     found = next((name for name in names if name.is_file() and name != file), None)
-    summary: Json = json.loads(found.read_text()) if found else {}
+    summary: Json = json.loads(bounded.text(found)) if found else {}
     return summary
 
 

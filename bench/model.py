@@ -10,10 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import tables
+from bench import bounded, shape, tables
 from bench.errors import BenchError
 
 SYNTHETIC = "synthetic:"
+COUNT = shape.positive
+CONFIG = {
+    "num_hidden_layers": COUNT,
+    "num_attention_heads": COUNT,
+    "num_key_value_heads?": COUNT,
+    "head_dim?": (COUNT, None),
+    "hidden_size": COUNT,
+    "intermediate_size": COUNT,
+    "vocab_size": COUNT,
+    "tie_word_embeddings?": bool,
+    "max_position_embeddings": COUNT,
+    "quantization_config?": (None, dict),
+}
 WORD = "w"  # the synthetic tokenizer knows w0, w1, w2 …: token 7 is the word w7
 
 
@@ -50,7 +63,8 @@ def geometry(model: str, fp8_weights: bool = False) -> Geometry | None:
     config = config_of(model)
     if config is None or not {"num_hidden_layers", "num_attention_heads"} <= set(config):
         return None
-    quantised = config.get("quantization_config", {}).get("quant_method") == "fp8"
+    shape.check(config, CONFIG, f"config.json of {model}")
+    quantised = (config.get("quantization_config") or {}).get("quant_method") == "fp8"
     heads = config["num_attention_heads"]
     return Geometry(
         layers=config["num_hidden_layers"],
@@ -58,7 +72,7 @@ def geometry(model: str, fp8_weights: bool = False) -> Geometry | None:
         intermediate=config["intermediate_size"],
         heads=heads,
         kv_heads=config.get("num_key_value_heads", heads),
-        head_dim=config.get("head_dim", config["hidden_size"] // heads),
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
         vocabulary=config["vocab_size"],
         tied=config.get("tie_word_embeddings", False),
         context=config["max_position_embeddings"],
@@ -81,8 +95,10 @@ def config_of(model: str) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(path.read_text())
-    return config
+    config = bounded.document(path)
+    shape.check(config, dict, str(path))
+    known: dict[str, Any] = config
+    return known
 
 
 def check(model: str) -> None:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import TextIO
 
-from bench import capacity, sample, secret, stats, table
+from bench import capacity, inert, sample, secret, stats, table
 from bench.load import Level
 from bench.records import TurnRecord
 from bench.server import Endpoint
@@ -33,6 +33,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """A state that the next one replaces; elsewhere than on a terminal only when it is another one."""
+        text = inert.line(text)
         if self.moving:
             width = shutil.get_terminal_size().columns - 1
             self.out.write(f"\r\x1b[2K{text[:width]}")
@@ -43,7 +44,7 @@ class Terminal:
 
     def print(self, text: str) -> None:
         """A line that stays."""
-        text = secret.without(text)
+        text = inert.screen(secret.without(text))
         self.out.write(f"\r\x1b[2K{text}\n" if self.moving else f"{text}\n")
         self.out.flush()
 

@@ -1,12 +1,11 @@
 """A run becomes a published result: table, report, pictures and manifest under results/, and an index of them all."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import catalogue, compare, report, tables
+from bench import bounded, catalogue, compare, report, tables
 from bench.conclusion import Conclusion
 from bench.errors import BenchError, Exit
 from bench.records import Folder
@@ -14,12 +13,12 @@ from bench.table import from_csv
 
 # What helps nobody to repeat a run, and is nobody's business: in this order.
 PRIVATE = (
-    (re.compile(r"(--[\w-]*(?:token|key|password|secret)[\w-]*[= ])\S+"), r"\1REDACTED"),
+    (re.compile(r"((?<![\w-])--(?=[\w-]*(?:token|key|password|secret))[\w-]+[= ])\S+"), r"\1REDACTED"),
     (re.compile(r"(https?://)(?:[^/\s@]*@)?(?!127\.0\.0\.1\b|localhost\b)[^/\s:'\"]+"), r"\1HOST"),
     (re.compile(r"(?:file://)?/(?:home|Users)/[^/\s\"'`,()]+"), "~"),
     (re.compile(r"""(?:file://)?(?<![\w./~-])(?:~|\.\.)?/(?:[^/\s"'`,()]+/)+"""), ""),
 )
-SECRET = re.compile(r"--[\w-]*(?:token|key|password|secret)[\w-]*")
+SECRET = re.compile(r"--(?=[\w-]*(?:token|key|password|secret))[\w-]+")
 
 
 def publish(done: Conclusion, results: Path) -> Path:
@@ -48,7 +47,7 @@ def _place(run: dict[str, Any]) -> Path:
     launches = [facts["launch"] for facts in run["variants"].values()]
     gpus = run["machine"]["gpus"]
     card = launches[0]["name"] if launches[0] else gpus[0]["name"] if gpus else "endpoint"
-    model = next(iter(run["variants"].values()))["server"]["model"]
+    model = next(iter(run["variants"].values())).get("server", {}).get("model") or "unnamed"
     when = re.sub(r"[-:]|\+.*", "", run["started"])
     return Path(*map(tables.slug, (card, model, "-".join(run["variants"]), f"{when}-{run['workload']['name']}")))
 
@@ -72,8 +71,8 @@ def index(results: Path) -> None:
     """Made anew from the published runs alone."""
     entries: list[catalogue.Entry] = []
     for file in sorted(results.glob("*/*/*/*/run.json")):
-        rows = from_csv((file.parent / "levels.csv").read_text())
-        entries += catalogue.entries(json.loads(file.read_text()), rows, file.parent.relative_to(results))
+        rows = from_csv(bounded.text(file.parent / "levels.csv"), str(file.parent / "levels.csv"))
+        entries += catalogue.entries(Folder(file.parent).published(), rows, file.parent.relative_to(results))
     folder = Folder(results)
     folder.write("README.md", catalogue.index_markdown(entries))
     folder.write("index.html", catalogue.index_html(entries))

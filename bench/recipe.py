@@ -1,5 +1,6 @@
 """Where and how vLLM is served: a TOML file a machine, and the command line that its choices come to."""
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,10 @@ class Fact:
 
     value: float
     source: str
+
+    def __post_init__(self) -> None:
+        if not self.value >= 1e-9:
+            raise ValueError("value is nothing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,10 @@ class Serve:
     before: tuple[str, ...] = ()  # words in front of the command
     args: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if wrong := [name for name in self.env if not re.fullmatch(r"[A-Za-z_]\w*", name)]:
+            raise ValueError(f"env: {wrong[0]!r:.80} is not the name of a variable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +120,12 @@ class Launch:
         if text is None:
             return None
         try:
-            return float(text.rstrip("kKmM")) * {"k": 1e3, "K": 1 << 10, "m": 1e6, "M": 1 << 20}.get(text[-1:], 1)
+            value = float(text.rstrip("kKmM")) * {"k": 1e3, "K": 1 << 10, "m": 1e6, "M": 1 << 20}.get(text[-1:], 1)
         except ValueError:
-            raise BenchError(f"{name} {text} is not a number") from None
+            value = math.nan
+        if not 0 <= value <= tables.MOST:
+            raise BenchError(f"{name} {text} is not a number that vLLM could take")
+        return value
 
     def flag(self, name: str) -> str | None:
         """The value a flag has on the final command line."""

@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
-from operator import itemgetter
+from itertools import starmap
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from bench import bounded, manifest, shape
 from bench.errors import BenchError, Exit
 
 # Schema history of run.json and requests.jsonl:
@@ -100,16 +102,74 @@ KEPT = tuple(field.name for field in fields(TurnRecord) if field.name != "answer
 LINES = ("requests.jsonl", "server.jsonl", "client.jsonl", "journal.jsonl")  # all that a run cannot do without
 HELD = ".held"  # locked while a run is made; and as large as a run's last words are, should the disk be full
 LAST_WORDS = 1 << 20
-AT_ONCE = 1 << 20  # characters read and parsed together
+AT_ONCE = 1 << 18  # bytes read and parsed together: more of them are slower again
+LONGEST_S = 1e9  # no run takes thirty years
+LEAST = {"concurrency": 1, "session": -1}  # a warm-up's
+OF_LEVEL = {"variant": str, "case": str, "concurrency": int, "repeat": int}  # of every sample
+OWN: dict[str, dict[str, shape.Shape]] = {
+    "server.jsonl": {"t_s": float},
+    "client.jsonl": {"wall_s": float, "cpu_s": float},
+    "journal.jsonl": {"t_s": float, "what": str, "attempt": int, "why": (str, None)},
+}
 
 
-def _together(lines: Sequence[str]) -> list[dict[str, Any]]:
-    """What they say, in one go, which is faster; nothing if one of them is damaged."""
+def _kinds(hint: Any) -> frozenset[type]:
+    """What JSON may say for it: a whole number is a number too."""
+    if get_origin(hint) is Literal:
+        return frozenset({str})
+    said = set(get_args(hint) or (hint,))
+    return frozenset(said | {int} if float in said else said)
+
+
+KINDS = {name: _kinds(hint) for name, hint in get_type_hints(TurnRecord).items()}
+DEFAULTS = {field.name: field.default for field in fields(TurnRecord)}
+NEEDED = itemgetter(*(name for name, default in DEFAULTS.items() if default is MISSING))  # which are the first
+MORE = {name: default for name, default in DEFAULTS.items() if default is not MISSING}
+ALL = itemgetter(*DEFAULTS)
+values_of = attrgetter(*DEFAULTS)
+
+
+def _values(rows: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """In the order of the fields; of an older version one by one, for it lacks some."""
+    for row in rows:
+        row["answer"] = b""
     try:
-        rows: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")
-    except json.JSONDecodeError:
+        return [*map(ALL, rows)]
+    except KeyError:
+        return [(*NEEDED(row), *map(row.get, MORE, MORE.values())) for row in rows]
+
+
+def unsound(values: Sequence[tuple[Any, ...]]) -> str | None:
+    """Which field of records holds what no request can have; column by column, which is fast."""
+    for name, column in zip(DEFAULTS, zip(*values, strict=True), strict=False):
+        if not (set(map(type, column)) <= KINDS[name] and _in_range(name, column)):
+            return name
+    return None
+
+
+def _in_range(name: str, column: Sequence[Any]) -> bool:
+    kinds = KINDS[name]
+    if int not in kinds:
+        return name != "status" or set(column) <= set(get_args(Status))
+    told = column if type(None) not in kinds else [value for value in column if value is not None]
+    least, most = (-LONGEST_S, LONGEST_S) if float in kinds else (LEAST.get(name, 0), shape.MOST)
+    return not told or bool(least <= min(told) and max(told) <= most)
+
+
+def _together(lines: str, number: int) -> list[dict[str, Any]]:
+    """What so many lines say, in one go, which is faster; nothing if one of them is damaged."""
+    try:
+        rows: list[dict[str, Any]] = bounded.parse(f"[{lines.removesuffix(chr(10)).replace(chr(10), ',')}]")
+    except ValueError:
         return []
-    return rows if len(rows) == len(lines) else []
+    return rows if len(rows) == number and set(map(type, rows)) == {dict} else []
+
+
+def _row(line: str) -> dict[str, Any]:
+    row = bounded.parse(line)
+    if not isinstance(row, dict):
+        raise ValueError("not a row")
+    return row
 
 
 def _says_something(file: Path) -> bool:
@@ -208,38 +268,63 @@ class Folder:
         self.append("requests.jsonl", {name: getattr(record, name) for name in KEPT})
 
     def records(self, start: int = 0) -> list[TurnRecord]:
-        defaults = {field.name: field.default for field in fields(TurnRecord)}
-        needed = itemgetter(*(name for name, default in defaults.items() if default is MISSING))
-        more = {name: default for name, default in defaults.items() if default is not MISSING}
-        return [
-            TurnRecord(*needed(row), *map(row.get, more, more.values()))  # by place: half the time by name
-            for row in self.rows("requests.jsonl", start)
-        ]
+        found: list[TurnRecord] = []
+        for number, rows in self._batches("requests.jsonl", start):
+            try:
+                values = _values(rows)
+            except KeyError as error:
+                raise self._damaged("requests.jsonl", number, f"a request without {error}") from None
+            if name := unsound(values):
+                at = next(at for at, one in enumerate(values) if unsound([one]))
+                raise self._damaged("requests.jsonl", number + at, f"no request has {rows[at][name]!r:.80} for {name}")
+            found += starmap(TurnRecord, values)  # by place: half the time by name
+        return found
 
     def rows(self, file: str, start: int = 0) -> Iterator[dict[str, Any]]:
-        """From the line that begins at that byte."""
+        """From the line that begins at that byte; of server, client and journal each holds what it should."""
+        wanted: dict[str, shape.Shape] = {**OF_LEVEL, **OWN[file]} if file in OWN else {}
+        for number, rows in self._batches(file, start):
+            for at, row in enumerate(rows if wanted else ()):
+                for name in (*wanted, *row):
+                    if not shape.holds(row.get(name), wanted.get(name, (float, None))):
+                        raise self._damaged(file, number + at, f"none has {row.get(name)!r:.80} for {name:.80}")
+            yield from rows
+
+    def _damaged(self, file: str, number: int, why: str) -> BenchError:
+        return BenchError(f"{self.path / file} is damaged from line {number} on: {why}", exit=Exit.INVALID)
+
+    def torn(self, file: str) -> bool:
+        """Its last line is not whole, and left out: whoever wrote it was killed, or the disk was full."""
+        try:
+            _row((bounded.last_line(self.path / file) if (self.path / file).is_file() else "") or "{}")
+        except ValueError:
+            return True
+        return False
+
+    def _batches(self, file: str, start: int = 0) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """With the number of the first line of each."""
         if not (self.path / file).is_file():
             return
-        try:
-            with (self.path / file).open() as lines:
-                lines.seek(start)
-                yield from self._rows(file, lines)
-        except UnicodeDecodeError:
-            raise BenchError(f"{self.path / file} is damaged: it is not text", exit=Exit.INVALID) from None
+        number = 1
+        chunks = bounded.lines(self.path / file, AT_ONCE, start)
+        some = next(chunks, "")
+        while some:
+            following = next(chunks, "")
+            lines = some.count("\n") + (not some.endswith("\n"))
+            yield number, _together(some, lines) or self._one_by_one(file, number, some, last=not following)
+            number, some = number + lines, following
 
-    def _rows(self, file: str, lines: TextIO) -> Iterator[dict[str, Any]]:
-        before = 0
-        while some := lines.readlines(AT_ONCE):
-            rows = _together(some)
-            for number, line in enumerate(() if rows else some, 1):
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError:
-                    if number < len(some) or lines.readline():  # the last may be torn by a crash; else it is damage
-                        why = f"{self.path / file}: line {before + number} is not JSON"
-                        raise BenchError(why, exit=Exit.INVALID) from None
-            yield from rows
-            before += len(some)
+    def _one_by_one(self, file: str, number: int, some: str, last: bool) -> list[dict[str, Any]]:
+        rows = []
+        lines = some.removesuffix("\n").split("\n")
+        for at, line in enumerate(lines, 1):
+            try:
+                rows.append(_row(line))
+            except ValueError:
+                if not last or at < len(lines):  # the last may be torn by a crash; else it is damage
+                    where = f"{self.path / file}: line {number + at - 1}"
+                    raise BenchError(f"{where} is not JSON", exit=Exit.INVALID) from None
+        return rows
 
     def write(self, file: str, text: str) -> None:
         """Whole or not at all, at the cost of what was kept for the last words where the disk is full."""
@@ -264,15 +349,18 @@ class Folder:
 
     def manifest(self) -> dict[str, Any]:
         file = self.path / "run.json"
-        try:
-            run: dict[str, Any] = json.loads(file.read_text())
-        except ValueError as error:
-            raise BenchError(f"{file} is damaged: {error}") from None
-        if not isinstance(run, dict) or run.get("schema") not in READABLE:
-            told = run.get("schema") if isinstance(run, dict) else None
-            raise BenchError(f"{file} has schema {told}, this bench reads {READABLE[0]} to {SCHEMA}")
-        if missing := sorted({"variants", "levels", "slo", "ended", "machine", "workload"} - set(run)):
-            raise BenchError(f"{file} is damaged: it has no '{missing[0]}'")
+        run = bounded.document(file)
+        told = run.get("schema") if isinstance(run, dict) else None
+        if type(told) is not int or told not in READABLE:
+            raise BenchError(f"{file} has schema {told!r:.80}, this bench reads {READABLE[0]} to {SCHEMA}")
+        manifest.check(run, str(file))
+        known: dict[str, Any] = run
+        return known
+
+    def published(self) -> dict[str, Any]:
+        """The manifest of a run whose verdict is not made again."""
+        run = self.manifest()
+        manifest.check_published(run, str(self.path / "run.json"))
         return run
 
     def write_manifest(self, run: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from bench import capacity, page, plots, table
+from bench import capacity, inert, page, plots, table
 from bench.conclusion import Conclusion
 from bench.load import Level
 from bench.recipe import Launch
@@ -41,7 +41,7 @@ def markdown(done: Conclusion) -> str:
 
 def _inert(text: str) -> str:
     """No markup of others in our Markdown; between backticks it is none."""
-    return "`".join(part if at % 2 else part.replace("<", "&lt;") for at, part in enumerate(text.split("`")))
+    return "`".join(part if at % 2 else inert.markup(part) for at, part in enumerate(text.split("`")))
 
 
 def closing(done: Conclusion, folder: Folder) -> str:

@@ -1,6 +1,7 @@
 """What the server says of itself: its Prometheus page as numbers, absent ones as None."""
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -8,8 +9,8 @@ from dataclasses import dataclass
 
 from bench import asking
 
-LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)", re.MULTILINE)
-LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\}[ \t]", re.MULTILINE)
+LABEL = re.compile(r'\b(\w+)="((?:[^"\\]|\\.)*)"')
 
 # Our name -> the names it has had, newest first. Counters of several engines add up; shares are averaged.
 SERIES: dict[str, tuple[str, ...]] = {
@@ -28,7 +29,7 @@ SERIES: dict[str, tuple[str, ...]] = {
     "first_tokens": ("vllm:time_to_first_token_seconds_count",),
 }
 NAMED = re.compile(
-    rf"^({'|'.join(name for names in SERIES.values() for name in names)})(?:\{{.*\}})?\s+(\S+)", re.MULTILINE
+    rf"^({'|'.join(name for names in SERIES.values() for name in names)})(?:\{{.*\}})?[ \t]+(\S+)", re.MULTILINE
 )
 AVERAGED = {"kv_usage"}
 Sample = dict[str, float | None]
@@ -37,12 +38,22 @@ Sample = dict[str, float | None]
 def parse(page: str) -> Sample:
     """Only what we have a name for: a page has a thousand lines, and whoever reads them all keeps others waiting."""
     found: dict[str, list[float]] = {}
-    for name, value in NAMED.findall(page):
-        found.setdefault(name, []).append(float(value))
+    for name, text in NAMED.findall(page):
+        if (value := _value(text)) is not None:
+            found.setdefault(name, []).append(value)
     return {
         ours: _total(ours, next((found[name] for name in names if name in found), None))
         for ours, names in SERIES.items()
     }
+
+
+def _value(text: str) -> float | None:
+    """NaN is what Prometheus says for nothing; nor is infinity a measure."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _total(ours: str, values: list[float] | None) -> float | None:
@@ -60,18 +71,18 @@ class CacheFacts:
 
 
 def cache_facts(page: str) -> CacheFacts:
-    for line in LINE.finditer(page):
-        if line["name"] == "vllm:cache_config_info":
-            labels = dict(LABEL.findall(line["labels"] or ""))
-            size, blocks = _number(labels.get("block_size")), _number(labels.get("num_gpu_blocks"))
-            stated = _number(labels.get("kv_cache_size_tokens"))
-            counted = size * blocks if size and blocks else None
-            return CacheFacts(size, blocks, stated if stated is not None else counted, labels.get("cache_dtype"))
-    return CacheFacts(None, None, None, None)
+    line = CACHE.search(page)
+    if line is None:
+        return CacheFacts(None, None, None, None)
+    labels = dict(LABEL.findall(line[1]))
+    size, blocks = _number(labels.get("block_size")), _number(labels.get("num_gpu_blocks"))
+    stated = _number(labels.get("kv_cache_size_tokens"))
+    counted = size * blocks if size and blocks else None
+    return CacheFacts(size, blocks, stated if stated is not None else counted, labels.get("cache_dtype"))
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None
+    return int(text) if text and re.fullmatch("[0-9]{1,12}", text) else None
 
 
 def fetch(base_url: str, key: str | None = None, limit_s: float = 60) -> str | None:

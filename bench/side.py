@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import compare, conclusion, foreign
+from bench import bounded, compare, conclusion, foreign
 from bench.compare import Side
 from bench.errors import BenchError
 from bench.foreign import Foreign
@@ -32,7 +32,7 @@ def read(path: Path) -> list[Side]:
 def _run(folder: Folder) -> Side:
     published = folder.path / "sessions.json"
     if published.is_file():
-        run, plays = folder.manifest(), compare.from_json(published.read_text())
+        run, plays = folder.published(), compare.from_json(bounded.text(published, 4 * bounded.WHOLE))
     else:
         done = conclusion.conclude(folder)
         whole = {(row.variant, row.case, row.concurrency) for row in done.rows}
@@ -44,7 +44,7 @@ def _run(folder: Folder) -> Side:
         plays=plays,
         knees={name: _knee(verdict) for name, verdict in verdicts.items()},
         ceilings={name: verdict["ceiling"] for name, verdict in verdicts.items()},
-        sure={name: (v["knee_confidence"], v["ceiling_confidence"]) for name, v in verdicts.items()},
+        sure={name: (v.get("knee_confidence"), v.get("ceiling_confidence")) for name, v in verdicts.items()},
         conditions=dict(_conditions(run)),
         valid=run["verdict"]["valid"],
         imported=None,

@@ -183,7 +183,7 @@ def _client(turns: Sequence[TurnRecord], pulses: Sequence[dict[str, Any]]) -> di
         "punctual_p99_s": sample.percentile([least(record) - record.late_s for record in turns], 0.99),
         "read_late_p99_s": sample.percentile(unread, 0.99),
         "lag_p99_s": _most(pulses, "lag_p99_s"),
-        "client_cpu": max((pulse["cpu_s"] / pulse["wall_s"] for pulse in pulses), default=None),
+        "client_cpu": max((pulse["cpu_s"] / pulse["wall_s"] for pulse in pulses if pulse["wall_s"] > 0), default=None),
     }
 
 

@@ -13,6 +13,8 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+from bench import inert
+
 WIDTH = 760
 CHARACTER = 6.3  # pixels, of a letter of 12 px on average
 
@@ -54,7 +56,7 @@ Point = tuple[float, float]
 
 def clean(words: object) -> str:
     """Safe in text and in attributes, whoever chose it."""
-    return escape(re.sub(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd]", "", str(words)), quote=True)
+    return escape(re.sub(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd]", "", inert.screen(str(words))), quote=True)
 
 
 def tag(name: str, *inner: str, **attributes: object) -> str:

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from itertools import groupby
 from typing import Any
 
-from bench import stats
+from bench import inert, stats
+from bench.errors import BenchError, Exit
 from bench.stats import METRICS, LevelRow
 
 # On a screen of 80 characters; table.md has all of them.
@@ -62,7 +64,7 @@ def markdown(rows: Sequence[LevelRow]) -> str:
     titles = ["C", *(METRICS[name].title for name in ALL_COLUMNS)]
     parts: list[str] = []
     for title, group in groups(rows):
-        parts += [f"## {title}", "", _cells(titles), _cells(["---:"] * len(titles))]
+        parts += [f"## {inert.markup(title)}", "", _cells(titles), _cells(["---:"] * len(titles))]
         parts += [_cells([str(row.concurrency), *(cell(row, name) for name in ALL_COLUMNS)]) for row in group]
         parts.append("")
     return "\n".join(parts)
@@ -80,26 +82,32 @@ def _cells(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def from_csv(text: str) -> list[LevelRow]:
+def from_csv(text: str, where: str = "levels.csv") -> list[LevelRow]:
     """What `to_csv` wrote; an empty cell was not measured, and a column it does not know is left out."""
     kinds = {field.name: field.type for field in fields(LevelRow)}
     rows = csv.DictReader(io.StringIO(text))
-    return [
-        LevelRow(**{name: _value(cell, kinds[name]) for name, cell in row.items() if name in kinds}) for row in rows
-    ]
+    try:
+        return [
+            LevelRow(**{name: _value(row[name], kind) for name, kind in kinds.items() if name in row}) for row in rows
+        ]
+    except (csv.Error, AttributeError, TypeError, ValueError) as error:
+        raise BenchError(f"{where} is damaged: {error!s:.200}", "publish the run again", Exit.INVALID) from None
 
 
 def _value(cell: str, kind: Any) -> Any:
     if kind is str:
-        return cell
+        return inert.of_cell(cell)
     if cell == "":
         return None
-    return int(cell) if kind in (int, int | None) else float(cell)
+    value = int(cell) if kind in (int, int | None) else float(cell)
+    if math.isnan(value) or (kind in (int, int | None) and value > 1 << 53):
+        raise ValueError(f"{cell:.80} is no measure")
+    return value
 
 
 def to_csv(rows: Sequence[LevelRow]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, [field.name for field in fields(LevelRow)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows({**asdict(row), "variant": inert.cell(row.variant), "case": inert.cell(row.case)} for row in rows)
     return out.getvalue()

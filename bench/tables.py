@@ -8,9 +8,13 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from bench import bounded
 from bench.errors import BenchError
 
+LARGEST = 1 << 20  # bytes of a file that somebody wrote by hand
+MOST = 1e15  # nothing here is counted so far, and a whole number is still exact as a float
 T = TypeVar("T")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 HERE = Path(__file__).parent
 
 
@@ -40,7 +44,8 @@ def _homes(folder: str) -> tuple[Path, Path]:
 
 def slug(text: str) -> str:
     """A name that any file system takes, whoever chose it."""
-    return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:80] or "unnamed"
+    short = re.sub(r"[^\w.+-]+", "-", text).strip("-.").encode()[:80].decode(errors="ignore")  # one takes 255 bytes
+    return short or "unnamed"
 
 
 def digests(folder: str, name: str, suffix: str = ".toml") -> set[str]:
@@ -55,10 +60,10 @@ def _digest(data: bytes) -> str:
 
 def read(path: Path, into: type[T]) -> tuple[T, str]:
     """The file's content as `into`, and the hash of its bytes."""
-    data = path.read_bytes()
+    data = bounded.data(path, LARGEST)
     try:
         table = tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BenchError(f"{path}: not a TOML file: {error}") from None
     return convert(table, into, str(path)), _digest(data)
 
@@ -75,7 +80,9 @@ def convert(value: Any, into: Any, where: str) -> Any:
         return value
     if origin is dict:
         _require(isinstance(value, dict), where, "a table", value)
-        return {key: convert(item, get_args(into)[1], f"{where}: {key}") for key, item in value.items()}
+        return {
+            convert(key, str, where): convert(one, get_args(into)[1], f"{where}: {key}") for key, one in value.items()
+        }
     if origin is tuple:
         _require(isinstance(value, list), where, "a list", value)
         return tuple(convert(item, get_args(into)[0], where) for item in value)
@@ -86,7 +93,7 @@ def _dataclass(value: Any, into: Any, where: str) -> Any:
     _require(isinstance(value, dict), where, "a table", value)
     known = {field.name: field for field in fields(into)}
     if unknown := sorted(set(value) - set(known)):
-        raise BenchError(f"{where}: unknown key '{unknown[0]}'", f"known keys: {', '.join(known)}")
+        raise BenchError(f"{where}: unknown key '{unknown[0]:.80}'", f"known keys: {', '.join(known)}")
     hints = get_type_hints(into)
     for name, field in known.items():
         if name not in value and field.default is MISSING and field.default_factory is MISSING:
@@ -106,15 +113,17 @@ def _union(value: Any, choices: tuple[Any, ...], where: str) -> Any:
 
 
 def _scalar(value: Any, into: type, where: str) -> Any:
-    if into is float and type(value) is int:
-        value = float(value)
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    _require(type(value) is into, where, names.get(into, str(into)), value)
+    _require(type(value) is into or (into is float and type(value) is int), where, names.get(into, str(into)), value)
+    if into is str and CONTROL.search(value):
+        raise BenchError(f"{where} has a control character in it")
     if into in (int, float) and value < 0:
-        raise BenchError(f"{where} is {value}: it cannot be negative")
-    return value
+        raise BenchError(f"{where} is {value:.6g}: it cannot be negative")
+    if into in (int, float) and not value <= MOST:
+        raise BenchError(f"{where} should be a number up to {MOST:.0e}")
+    return into(value)
 
 
 def _require(holds: bool, where: str, wanted: str, value: object) -> None:
     if not holds:
-        raise BenchError(f"{where} should be {wanted}, not {value!r}")
+        raise BenchError(f"{where} should be {wanted}, not {value!r:.80}")

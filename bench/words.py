@@ -1,10 +1,10 @@
 """The verdict in sentences, and the conditions under which it holds: what every kind of report says."""
 
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bench import inert
 from bench.stats import AT_LEAST, PERCENTILES, LevelRow, more_sessions, rate, seconds
 
 TTFT = [f"ttft_{name}_s" for name in PERCENTILES]
@@ -18,7 +18,7 @@ def title(run: dict[str, Any]) -> str:
 
 def plain(text: str) -> str:
     """Names come from files and servers: none of them gets to move the cursor."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "", text)
+    return inert.line(text)
 
 
 def stamp(run: dict[str, Any]) -> str:

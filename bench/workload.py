@@ -12,6 +12,8 @@ import numpy as np
 from bench import tables
 from bench.errors import BenchError
 
+MOST_TURNS = 10_000
+MOST_TOKENS = 100_000_000  # of a context: no model reads so many, and a slip of the pen must not fill the memory
 Prompt = tuple[memoryview, ...]  # tokens in the target's own notation, in pieces that follow each other as they stand
 Owner = Literal["shared", "level", "session"]
 
@@ -30,6 +32,8 @@ class Spread:
             raise ValueError(f"min {self.min} is above max {self.max}")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together")
+        if self.mean is not None and self.mean < 1:
+            raise ValueError(f"mean {self.mean:.3g} is less than one")
 
     def draw(self, rng: np.random.Generator) -> int:
         if self.mean is None or self.std is None:
@@ -60,6 +64,8 @@ class SessionShape:
     def __post_init__(self) -> None:
         if _smallest(self.turns) < 1 or _smallest(self.output_tokens) < 1:
             raise ValueError("a session has at least one turn, and a turn at least one output token")
+        if _largest(self.turns) > MOST_TURNS:
+            raise ValueError(f"a session has at most {MOST_TURNS:,} turns")
         if _smallest(self.turn_tokens) <= _largest(self.output_tokens) and _largest(self.turns) > 1:
             raise ValueError("turn_tokens holds the answer before it, so it must be above output_tokens")
 
@@ -259,7 +265,10 @@ class Content:
 def load(name: str) -> Workload:
     path = tables.find("workloads", name)
     file, digest = tables.read(path, WorkloadFile)
-    return Workload(Path(path).stem, file, digest)
+    workload = Workload(Path(path).stem, file, digest)
+    if (longest := workload.longest_context()) > MOST_TOKENS:
+        raise BenchError(f"{path}: a session grows to {longest:,} tokens, which no model reads")
+    return workload
 
 
 def fits(workload: Workload, context: int) -> None:

@@ -13,12 +13,22 @@ FLOORS = {
     **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "scene", "troupe"), 4),
     **dict.fromkeys(("load", "stats", "official"), 3),
     **dict.fromkeys(("client", "server", "capacity", "waits", "foreign", "journal"), 2),
-    **dict.fromkeys(("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape"), 1),
+    **dict.fromkeys(
+        ("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "manifest"), 1
+    ),
     **dict.fromkeys(("hypertext", "connection", "dialect", "pulse", "key"), 1),
     **dict.fromkeys(("errors", "tables", "sample", "svg", "wire", "limits", "asking", "clocks", "secret"), 0),
+    **dict.fromkeys(("bounded", "shape", "inert"), 0),
 }
-# There is one error, which tells no secret, and one HTTP.
-ALLOWED_SIBLINGS = {("tables", "errors"), ("limits", "errors"), ("asking", "wire"), ("errors", "secret")}
+# There is one error, which tells no secret, one HTTP, one limit to what is read, and one list of what is no plain text.
+ALLOWED_SIBLINGS = {
+    *((name, "errors") for name in ("tables", "bounded", "shape", "limits")),
+    ("errors", "secret"),
+    ("asking", "wire"),
+    ("tables", "bounded"),
+    ("svg", "inert"),
+    ("records", "manifest"),
+}
 
 
 def imported(path: Path) -> set[str]:

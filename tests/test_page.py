@@ -40,7 +40,7 @@ def concluded(tmp_path: Path, name: str = "fp8") -> Conclusion:
     facts["dialect"]["name"] = name
     run["workload"] |= {"name": name, "digest": name, "file": {"summary": name}}
     run["machine"] |= {"bench": name, "cpu": name, "system": name, "python": name}
-    run |= {"argv": ["bench", name], "variants": {name: facts}, "salt": name}
+    run |= {"argv": ["bench", name], "variants": {name: facts}}
     run["levels"] = [{**level, "variant": name} for level in run["levels"]]
     folder.write_manifest(run)
     records = (folder.path / "requests.jsonl").read_text()

@@ -237,7 +237,9 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_on_it(at: Path) -> None:  # 
 
 
 def test_lines_that_are_torn_anywhere_are_mended(tmp_path: Path) -> None:
-    line = json.dumps({"what": "begun", "why": "\u00e9" * 50}, ensure_ascii=False).encode() + b"\n"
+    level = {"variant": "v", "case": "c", "concurrency": 1, "repeat": 0, "attempt": 0}
+    row = {"t_s": 1.0, "what": "begun", **level, "why": "\u00e9" * 50}
+    line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
     for size in range(len(line), 2 * len(line) + 1):
         (tmp_path / "journal.jsonl").write_bytes((line + line)[:size])
         Folder(tmp_path).mend()

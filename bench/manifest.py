@@ -1,0 +1,109 @@
+"""What run.json has to hold for those who read it: checked once, where it is read, and relied on by all."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from bench import shape
+from bench.errors import BenchError
+
+
+def name(value: object) -> bool:
+    """Of a variant: it heads tables and files."""
+    return isinstance(value, str) and 0 < len(value) <= 200
+
+
+def moment(value: object) -> bool:
+    try:
+        return isinstance(value, str) and 1970 <= datetime.fromisoformat(value).year < 9000
+    except ValueError:
+        return False
+
+
+def seed(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def bracket(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(shape.positive, value))
+
+
+LAUNCH = {
+    "name": str,
+    "digest": str,
+    "kv": str,
+    "model": str,
+    "tp": shape.positive,
+    "prefix_caching": bool,
+    "extra": [str],
+    "file": {
+        "serve": {"model": str},
+        "kv": {str: dict},
+        "caveat": (str, None),
+        "card?": (None, {"price_usd_h": {"value": float}}),
+    },
+}
+CAPACITY = {"tokens": (int, None), "bytes_per_token?": (float, None)}
+SERVER = {
+    "model?": str,
+    "version": (str, None),
+    "base_url": str,
+    "command": (str, None),
+    "cache": {"tokens": (int, None), "block_size": (int, None)},
+}
+RUN = {
+    "started": moment,
+    "ended": str,
+    "argv": [str],
+    "seed": seed,
+    "salt": int,
+    "slo": str,
+    "repeats": shape.positive,
+    "workload": {
+        "name": str,
+        "digest": str,
+        "file": {"summary": str, "arrivals?": (None, {"sessions_per_s?": (float, None)}), "session?": dict},
+    },
+    "typical": {"shared_tokens": float, "turns": float, "own_tokens": float, "output_tokens": float},
+    "levels": [{"variant": name, "case": str, "concurrency": shape.positive, "requests": int}],
+    "machine": {
+        "cpu": str,
+        "cores": int,
+        "system": str,
+        "python": str,
+        "bench": str,
+        "busy?": (float, None),
+        "gpus": [{"name": str, "driver": str}],
+    },
+    "variants": {
+        name: {
+            "launch": (None, LAUNCH),
+            "server?": SERVER,
+            "capacity?": (None, CAPACITY),
+            "settings?": [dict],
+            "dialect?": {"name": str},
+        }
+    },
+}
+OF_VARIANT = {
+    "knee": (None, bracket),
+    "below?": (None, shape.positive),
+    "highest": (None, shape.positive),
+    "ceiling": (None, shape.positive),
+    "slo": str,
+    "knee_confidence?": (float, None),
+    "ceiling_confidence?": (float, None),
+}
+VERDICT = {"valid": bool, "departures?": [str], "variants": {name: OF_VARIANT}}
+
+
+def check(run: object, where: str) -> None:
+    """Of a run; its verdict is made again."""
+    shape.check(run, RUN, where)
+
+
+def check_published(run: Mapping[str, Any], where: str) -> None:
+    """Of a published one, whose verdict stands."""
+    shape.check(run, {"verdict": VERDICT}, where)
+    if missing := set(run["verdict"]["variants"]) - set(run["variants"]):
+        raise BenchError(f"{where} is damaged: it has a verdict on '{min(missing):.80}', and no such variant")
