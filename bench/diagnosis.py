@@ -1,7 +1,10 @@
 """What vLLM's log says: how far its start has come, why it failed, and what to change."""
 
+import os
 import re
 from pathlib import Path
+
+from bench import keeper
 
 # Colours, the process that speaks, the level, time and place of a line.
 PREFIX = re.compile(r"^(\s|\x1b\[[0-9;]*m|\([^)]*pid=\d+\)|(ERROR|INFO|WARNING) [\d: -]+\[[^\]]*\])+")
@@ -18,8 +21,27 @@ STAGES = (
 )
 
 
+ENOUGH = 4 << 20  # bytes, of the start and of the end each
+
+
+def _text(log: Path) -> str:
+    """Its beginning and its end; where its keeper moved older lines to LOG.1, they stand between the two."""
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head = file.read(min(size, ENOUGH))
+        file.seek(max(len(head), size - ENOUGH))
+        tail = file.read(ENOUGH)
+    older = log.with_name(f"{log.name}.1")
+    if older.is_file():
+        with older.open("rb") as file:
+            file.seek(max(0, older.stat().st_size - ENOUGH))
+            head, tail = head[: keeper.LOG_HEAD], file.read(ENOUGH) + head[keeper.LOG_HEAD :] + tail
+    return (head + tail).decode(errors="replace")
+
+
 def stage(log: Path) -> str:
-    text = log.read_text(errors="replace")
+    text = _text(log)
     return next((what for pattern, what in reversed(STAGES) if re.search(pattern, text)), "loading its libraries")
 
 
@@ -43,7 +65,7 @@ CURES = (
 def diagnose(log: Path) -> tuple[str, str]:
     """The cause, and the way out where one is known: told by the cause itself if it can be, else by the whole log."""
     why = cause(log)
-    for text in (why, log.read_text(errors="replace")):
+    for text in (why, _text(log)):
         for pattern, cure in CURES:
             if re.search(pattern, text):
                 return why, f"{cure}; "
@@ -54,7 +76,7 @@ def cause(log: Path | None) -> str:
     """The engine's own error: the last `SomeError: ...` line that does not merely report another process's failure."""
     if log is None or not log.is_file():
         return "it left no log"
-    lines = [PREFIX.sub("", line).strip() for line in log.read_text(errors="replace").splitlines()]
+    lines = [PREFIX.sub("", line).strip() for line in _text(log).splitlines()]
     errors = [line for line in lines if ERROR.match(line)]
     own = [line for line in errors if "Engine core initialization failed" not in line and "WorkerProc" not in line]
     return (own or errors or [line for line in lines if line] or ["it said nothing"])[-1][:400]

@@ -4,11 +4,14 @@ python fake_vllm.py MODE serve MODEL --port N …
 """
 
 import json
+import mmap
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 HELP = """
@@ -32,6 +35,7 @@ class Handler(BaseHTTPRequestHandler):
     model = ""
     mode = ""
     asked = 0
+    segment: mmap.mmap | None = None
 
     def do_GET(self) -> None:
         listed = {"data": [{"id": self.model}]}
@@ -66,22 +70,66 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+STRAY = """
+import ctypes, os, signal, sys, time
+if os.fork():
+    os._exit(0)
+os.setsid()
+ctypes.CDLL(None).prctl(15, b"somebody else", 0, 0, 0)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(600)
+"""
+
+
+def leave_a_stray() -> None:
+    """In a session of its own, with no parent, no tag, another name, and deaf."""
+    subprocess.run([sys.executable, "-c", STRAY], env={}, start_new_session=True, check=True)
+
+
+def hold_a_segment() -> None:
+    """Shared memory as vLLM has it between its processes, that it does not remove when it is killed."""
+    path = f"/dev/shm/fake_vllm_{os.getpid()}"
+    with open(path, "w+b") as file:
+        file.truncate(1 << 20)
+        Handler.segment = mmap.mmap(file.fileno(), 1 << 20)
+    tempfile.mkstemp(prefix="fake_vllm_")
+    print("segment", path, flush=True)
+
+
+def crash() -> None:
+    print(CRASH)
+    sys.exit(1)
+
+
+def be_deaf() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def bear_children() -> None:
+    """As vLLM's engine does: a child that outlives its parent; and one in a session of its own."""
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+
+
+MODES: dict[str, tuple[Callable[[], object], ...]] = {
+    "crash": (crash,),
+    "dead": (sys.exit,),
+    "mute": (lambda: time.sleep(600),),
+    "deaf": (be_deaf, bear_children),
+    "family": (bear_children,),
+    "stray": (leave_a_stray, hold_a_segment),
+    "segment": (hold_a_segment,),
+    "deaf stray": (be_deaf, leave_a_stray, hold_a_segment),
+}
+
+
 def main(mode: str, words: list[str]) -> None:
     if "--version" in words:
         return print("0.0.fake")
     if "--help=all" in words:
         return print(HELP)
-    if mode == "crash":
-        print(CRASH)
-        sys.exit(1)
-    if mode == "mute":
-        time.sleep(600)
-    if mode == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if mode in ("deaf", "family"):
-        # as vLLM's engine does: a child that outlives its parent; and one in a session of its own
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    for act in MODES.get(mode, ()):
+        act()
     Handler.model, Handler.mode = words[words.index("--served-model-name") + 1], mode
     port = int(words[words.index("--port") + 1])
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()

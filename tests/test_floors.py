@@ -14,8 +14,9 @@ FLOORS = {
     **dict.fromkeys(("load", "stats", "official"), 3),
     **dict.fromkeys(("client", "server", "capacity", "waits", "foreign"), 2),
     **dict.fromkeys(("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape"), 1),
+    **dict.fromkeys(("family",), 1),
     **dict.fromkeys(("hypertext", "connection", "dialect", "pulse"), 1),
-    **dict.fromkeys(("errors", "tables", "sample", "svg", "wire"), 0),
+    **dict.fromkeys(("errors", "tables", "sample", "svg", "wire", "keeper", "interrupt"), 0),
 }
 ALLOWED_SIBLINGS = {("tables", "errors")}  # there is one error
 

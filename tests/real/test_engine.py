@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench import server
+from bench import family
 from bench.records import Folder, TurnRecord
 from tests.real.command import BENCH, SMALL, bench, needs_vllm, sweep
 
@@ -20,7 +20,7 @@ pytestmark = needs_vllm
 
 
 def ours_still_running(run: Path) -> list[int]:
-    return [pid for pid, owner in server.owned() if owner.endswith(str(run.resolve()))]
+    return [pid for pid, owner in family.owned() if owner.endswith(str(run.resolve()))]
 
 
 @pytest.fixture(scope="module")
