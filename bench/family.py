@@ -37,7 +37,9 @@ class Kept:
         self._unread = b""
         self._left: list[str] = []
         self._gone = self._over = False
-        private = {"TMPDIR": self._temporary, "VLLM_RPC_BASE_PATH": self._temporary} | _inductor()
+        # What torch compiled is kept from one start to the next, as it is where TMPDIR is not ours.
+        compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"}
+        private = {"TMPDIR": self._temporary, "VLLM_RPC_BASE_PATH": self._temporary}
         words = [keeper.__file__, "20", str(log), str(keeper.LOG_LIMIT), self._temporary, *command]
         with log.open("ab") as out:
             self._keeper = subprocess.Popen(
@@ -46,7 +48,7 @@ class Kept:
                 stdout=subprocess.PIPE,
                 stderr=out,
                 start_new_session=True,
-                env={**os.environ, **private, **environment, TAG: self.tag},
+                env={**compiled, **os.environ, **private, **environment, TAG: self.tag},
             )
         deadline = time.monotonic() + KEEPER_S
         while not (self.pid or self._over) and time.monotonic() < deadline:
@@ -152,11 +154,6 @@ def _temporary() -> str:
     place = tempfile.gettempdir()
     name = f"bench-{os.getpid()}-{secrets.token_hex(4)}"
     return os.path.join("/tmp" if len(os.fsencode(f"{place}/{name}")) > SOCKET_PATHS else place, name)
-
-
-def _inductor() -> dict[str, str]:
-    """What torch compiled is kept from one start to the next, as it is where TMPDIR is not ours."""
-    return {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}", **os.environ}
 
 
 def keeps(pid: int) -> bool:

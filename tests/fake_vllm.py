@@ -75,6 +75,7 @@ import ctypes, os, signal, sys, time
 if os.fork():
     os._exit(0)
 os.setsid()
+print("stray", os.getpid(), flush=True)
 ctypes.CDLL(None).prctl(15, b"somebody else", 0, 0, 0)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 time.sleep(600)
@@ -119,6 +120,7 @@ MODES: dict[str, tuple[Callable[[], object], ...]] = {
     "family": (bear_children,),
     "stray": (leave_a_stray, hold_a_segment),
     "segment": (hold_a_segment,),
+    "mute stray": (leave_a_stray, hold_a_segment, lambda: time.sleep(600)),
     "deaf stray": (be_deaf, leave_a_stray, hold_a_segment),
 }
 

@@ -178,16 +178,12 @@ def test_an_unproven_clean_up_is_exit_6_and_says_both(tmp_path: Path) -> None:
         os.kill(target.process.pid, signal.SIGKILL)
         while target.alive() is None:
             time.sleep(0.05)
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind(("127.0.0.1", int(target.base_url.rpartition(":")[2])))
         squatter.listen()
         raise BenchError("the level failed", exit=Exit.SERVER)
 
-    with (
-        socket.socket() as squatter,
-        pytest.raises(BenchError) as caught,
-        serve("healthy", tmp_path) as target,
-    ):
-        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with pytest.raises(BenchError) as caught, socket.socket() as squatter, serve("healthy", tmp_path) as target:
         fail(squatter, target)
     assert caught.value.exit == Exit.CLEANUP
     assert "the level failed; and then clean-up could not be proven: port" in caught.value.message
