@@ -3,6 +3,7 @@
 import os
 import secrets
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from signal import SIGKILL
 
 from bench import interrupt, keeper
 from bench.errors import BenchError, Exit
+from bench.keeper import NOTE, TAG
 
-TAG = "BENCH_OWNER"  # in the environment of all we start: "pid:start time:folder of the run"
 KEEPER_S = 30.0  # it is up in a tenth of a second
 PROOF_S = 10.0  # after SIGKILL
 SOCKET_PATHS = 70  # bytes, of the 107 that the path of a socket may have, before the name that vLLM gives it
@@ -239,19 +240,41 @@ class Orphan:
     run: str
 
 
-def orphans() -> list[Orphan]:
-    """By their tag, and with them whoever descends from such a process or is in its session: vLLM's engine renames
-    itself and loses its tag. Where a keeper lives it is about to end them."""
+def orphans(place: str | None = None) -> list[Orphan]:
+    """By their tag or their session, and with them whoever descends from such a process: vLLM's engine renames itself
+    and loses its tag. Where a keeper lives it is about to end them. A note of which nobody is left is removed."""
     by_owner: dict[str, set[int]] = {}
     for pid, owner in owned():
-        bench, began, _ = [*owner.split(":", 2), "", ""][:3]
-        if bench.isdigit() and started(int(bench)) != began:
+        if _widowed(owner):
             by_owner.setdefault(owner, set()).add(pid)
+    for note, owner, pids in _noted(place or tempfile.gettempdir()):
+        if pids:
+            by_owner.setdefault(owner, set()).update(pids)
+        elif owner not in by_owner:
+            shutil.rmtree(note.parent, ignore_errors=True)
     return [
         Orphan(tuple(sorted(_kin(pids))), _group(min(pids)), owner.split(":", 2)[2])
         for owner, pids in by_owner.items()
         if not any(keeps(pid) for pid in pids)
     ]
+
+
+def _widowed(owner: str) -> bool:
+    """Its bench is gone."""
+    bench, began, _ = [*owner.split(":", 2), "", ""][:3]
+    return bench.isdigit() and started(int(bench)) != began
+
+
+def _noted(place: str) -> Iterator[tuple[Path, str, set[int]]]:
+    """Who is in the session of a server whose bench is gone. No process gets a number that a session has; where one
+    leads it, it would be a later one, for ours had its tag."""
+    everyone = keeper.processes()
+    for note in {*Path(place).glob(f"bench-*/{NOTE}"), *Path("/tmp").glob(f"bench-*/{NOTE}")}:
+        with suppress(OSError, ValueError):
+            session, _, owner = note.read_text().partition(" ")
+            if note.stat().st_uid == os.geteuid() and _widowed(owner):
+                members = {pid for pid, (_, led_by, _) in everyone.items() if led_by == int(session)}
+                yield note, owner, members if int(session) not in everyone else set()
 
 
 def _kin(pids: set[int]) -> set[int]:

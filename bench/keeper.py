@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable
 
 SUBREAPER, DEATH_SIGNAL = 36, 1  # of prctl: who adopts orphans, and what a child gets when its parent dies
 SHM = "/dev/shm"
+TAG = "BENCH_OWNER"  # in the environment of all we start: "pid:start time:folder of the run"
+NOTE = "family"  # the session of a server and its tag: for a process that lost its tag, should we be killed
 GRACE_S = 2.0  # for those whose leader is gone: what cleans up after it ends by itself
 LOOK_S = 30.0
 LOG_LIMIT = 64 << 20
@@ -64,6 +66,8 @@ class Keeper:
             self.tell(f"left it cannot be run: {error}")
             return False
         self._leader = self._process.pid
+        with open(f"{self._temporary}/{NOTE}", "w") as note:
+            note.write(f"{self._leader} {os.environ.get(TAG, '')}")
         self.tell(f"pid {self._leader}")
         return True
 

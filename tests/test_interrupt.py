@@ -19,7 +19,7 @@ from bench import family, keeper
 
 HERE = Path(__file__).parent
 WORDS = ("--gpu", "l4", "--model", "M", "--workload", str(HERE / "real" / "small-agents.toml"), "--levels", "2",
-         "--requests", "100000", "--no-bounds", "--out", "run")  # fmt: skip
+         "--no-bounds", "--out", "run")  # fmt: skip
 APART_S = 0.5  # two that come closer are one
 
 
@@ -92,11 +92,11 @@ def begin() -> Iterator[Callable[..., Sweep]]:
     (place / "t").mkdir()
     begun: list[Sweep] = []
 
-    def sweep(mode: str = "stray", *before: str) -> Sweep:
+    def sweep(mode: str = "stray", *before: str, requests: str = "100000") -> Sweep:
         vllm = ("--vllm", shlex.join([sys.executable, str(HERE / "fake_vllm.py"), mode]))
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "TMPDIR": str(place / "t")}
         process = subprocess.Popen(
-            [*before, sys.executable, "-m", "bench", "sweep", *WORDS, *vllm],
+            [*before, sys.executable, "-m", "bench", "sweep", *WORDS, "--requests", requests, *vllm],
             cwd=place, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         begun.append(Sweep(place, process))
@@ -154,7 +154,7 @@ def test_killed_with_9_everything_goes_with_it(begin: Callable[..., Sweep], mome
 
 
 def test_its_keeper_killed_with_9_it_ends_what_there_is_itself(begin: Callable[..., Sweep]) -> None:
-    sweep = begin().until("start", "level")
+    sweep = begin(requests="4000").until("start", "level")
     for pid in [pid for pid in keeper.descendants(sweep.process.pid) if family.keeps(pid)]:
         os.kill(pid, signal.SIGKILL)
     assert "vLLM ended with exit code -9" in sweep.ended()

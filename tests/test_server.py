@@ -296,6 +296,22 @@ def test_a_port_in_use_is_refused() -> None:
             server.choose_port(launch("--port", str(port)))
 
 
+def test_an_orphan_without_tag_is_found_by_its_session_and_a_note_without_one_is_removed(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    engine_of = "import os, time; os.fork() and os._exit(0); os.execve('/bin/sleep', ['engine', '60'], {})"
+    leader = subprocess.Popen([sys.executable, "-c", engine_of], start_new_session=True)
+    leader.wait()
+    for folder, session, run in (("bench-1", leader.pid, ""), ("bench-2", gone.pid, "/2")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "family").write_text(f"{session} {gone.pid}:1:{tmp_path}{run}")
+    (found,) = [orphan for orphan in family.orphans(str(tmp_path)) if orphan.run == str(tmp_path)]
+    assert len(found.pids) == 1
+    assert found.group == leader.pid
+    os.killpg(found.group, signal.SIGKILL)
+    assert not (tmp_path / "bench-2").exists()
+
+
 def test_a_process_whose_bench_is_dead_is_an_orphan(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
