@@ -186,14 +186,16 @@ def _interruptible(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, T]
     task = loop.create_task(main, context=context)
     try:
         with interrupt.instead(lambda: loop.call_soon_threadsafe(task.cancel)):
-            return loop.run_until_complete(task)
+            done = loop.run_until_complete(task)
     except asyncio.CancelledError:
-        if interrupt.times():
-            raise KeyboardInterrupt from None
-        raise
+        if not interrupt.times():
+            raise
     except KeyboardInterrupt:
         loop.set_exception_handler(lambda *_: None)  # what it tears is no news
         raise
+    if interrupt.times():  # be it that the word came when all was done
+        raise KeyboardInterrupt
+    return done
 
 
 class Line:

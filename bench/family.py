@@ -27,10 +27,13 @@ SOCKET_PATHS = 70  # bytes, of the 107 that the path of a socket may have, befor
 class Kept:
     """A command in the hands of its keeper."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, run: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path, run: Path, patience_s: float
+    ) -> None:
         keeper.adopt_orphans()  # should the keeper be killed, they come to us
         self.tag = f"{os.getpid()}:{started(os.getpid())}:{run.resolve()}"
         self.returncode: int | None = None
+        self._patience_s = patience_s
         self.pid = 0
         self._before = set(keeper.processes())
         self._segments = keeper.Segments()
@@ -41,7 +44,7 @@ class Kept:
         # What torch compiled is kept from one start to the next, as it is where TMPDIR is not ours.
         compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"}
         private = {"TMPDIR": self._temporary, "VLLM_RPC_BASE_PATH": self._temporary}
-        words = [keeper.__file__, "20", str(log), str(keeper.LOG_LIMIT), self._temporary, *command]
+        words = [keeper.__file__, str(patience_s), str(log), str(keeper.LOG_LIMIT), self._temporary, *command]
         with log.open("ab") as out:
             self._keeper = subprocess.Popen(
                 [sys.executable, "-I", "-S", *words],
@@ -71,10 +74,10 @@ class Kept:
         found = keeper.descendants(self._keeper.pid)
         return found | self._strays() if self._over and not self._gone else found
 
-    def end(self, patience_s: float) -> list[str]:
+    def end(self) -> list[str]:
         """Asks, makes, and tells what is left for all that."""
         self.look()
-        patience_s = 0.0 if interrupt.times() > 1 else patience_s
+        patience_s = 0.0 if interrupt.times() > 1 else self._patience_s
         self._say(patience_s)
         deadline = time.monotonic() + patience_s + PROOF_S
         while not self._over and time.monotonic() < deadline:

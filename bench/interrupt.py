@@ -106,6 +106,7 @@ def instead(act: Callable[[], object]) -> Iterator[None]:
     before, _State.instead = _State.instead, act
     try:
         if _State.owed:
+            _State.owed = False
             act()
         yield
     finally:

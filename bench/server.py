@@ -106,7 +106,7 @@ def serve(
     before = look()
     _refuse_foreign(before)
     with interrupt.held():  # nothing comes between a start and what ends it
-        kept = Kept(command, launch.environment(), log, run)
+        kept = Kept(command, launch.environment(), log, run, stop_timeout_s)
         try:
             with interrupt.free():
                 base = f"http://127.0.0.1:{port}"
@@ -118,7 +118,7 @@ def serve(
                 cache = scrape.cache_facts(page)
                 yield Endpoint(base, launch.model, cache, vllm.version, vocabulary, process=kept, log=log)
         finally:
-            stop(kept, port, before, look, stop_timeout_s)
+            stop(kept, port, before, look)
 
 
 def choose_port(launch: Launch) -> int:
@@ -173,10 +173,10 @@ def _refuse_stranger(kept: Kept, port: int) -> None:
         raise BenchError(f"port {port} was taken by another while vLLM started: {who}", hint, Exit.SERVER)
 
 
-def stop(kept: Kept, port: int, before: tuple[Card, ...], look: Callable[[], tuple[Card, ...]], limit_s: float) -> None:
+def stop(kept: Kept, port: int, before: tuple[Card, ...], look: Callable[[], tuple[Card, ...]]) -> None:
     """Ask, make, and prove that nothing of ours is left. What went wrong before is not forgotten for it."""
     earlier = sys.exception()
-    left = kept.end(limit_s)
+    left = kept.end()
     if not bindable(port):
         left.append(f"port {port} is in use")
     left += _memory_left(before, look)
