@@ -138,22 +138,27 @@ def _dying_with(parent: int) -> Callable[[], None]:
 
 def processes() -> dict[int, tuple[int, int, str]]:
     """Parent, session and beginning (in the kernel's ticks) of every process but those that only wait to be reaped."""
+    return {pid: (parent, session, began) for pid, (lives, parent, session, began) in _table().items() if lives}
+
+
+def _table() -> dict[int, tuple[bool, int, int, str]]:
+    """The dead too: their children may not be handed on yet. One whose first thread ended lives in the others."""
     found = {}
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if name.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat", errors="replace") as file:
                 words = file.read().rpartition(")")[2].split()
-                if words[0] not in "ZX":
-                    found[int(name)] = (int(words[1]), int(words[3]), words[19])
+                lives = words[0] not in "ZX" or int(words[17]) > 1
+                found[int(name)] = (lives, int(words[1]), int(words[3]), words[19])
     return found
 
 
 def descendants(root: int) -> set[int]:
-    everyone = processes()
+    everyone = _table()
     found: set[int] = set()
-    while more := {pid for pid, (parent, *_) in everyone.items() if parent in found | {root}} - found:
+    while more := {pid for pid, (_, parent, *_) in everyone.items() if parent in found | {root}} - found:
         found |= more
-    return found
+    return {pid for pid in found if everyone[pid][0]}
 
 
 def send(pids: Iterable[int], number: int) -> None:

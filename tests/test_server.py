@@ -126,6 +126,27 @@ def test_when_the_keeper_is_killed_bench_ends_what_comes_to_it(tmp_path: Path) -
     mine.wait()
 
 
+HEADLESS = """
+import ctypes, platform, subprocess, sys, threading, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+threading.Thread(target=time.sleep, args=(600,)).start()
+ctypes.CDLL(None).syscall(60 if platform.machine() == "x86_64" else 93, 0)  # exit, of this thread alone
+"""
+
+
+def test_a_process_whose_first_thread_ended_is_seen_and_so_are_its_children() -> None:
+    """As one looks that is being killed on a busy machine."""
+    before = keeper.descendants(os.getpid())
+    process = subprocess.Popen([sys.executable, "-c", HEADLESS])
+    try:
+        while " Z " not in Path(f"/proc/{process.pid}/stat").read_text():
+            time.sleep(0.05)
+        assert len(keeper.descendants(os.getpid()) - before) == 2
+    finally:
+        keeper.send(keeper.descendants(os.getpid()) - before, signal.SIGKILL)
+        process.wait()
+
+
 @pytest.mark.usefixtures("nothing_left")
 def test_one_that_ends_at_once_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="vLLM did not start: it said nothing"), serve("dead", tmp_path):

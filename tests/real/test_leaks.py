@@ -55,7 +55,7 @@ def test_nothing_is_left_of_the_engine(way: str, place: Path, tmp_path: Path) ->
 
 
 def test_both_killed_at_once_the_next_run_finds_the_engine_that_lost_its_tag(place: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
+    out, segments = tmp_path / "run", keeper.Segments()
     process = subprocess.Popen(
         [*BENCH, "sweep", *SMALL, "--kv", "fp16", "--levels", "2", *ENDLESS, "--out", str(out)],
         env={**os.environ, "TMPDIR": str(place)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -63,17 +63,27 @@ def test_both_killed_at_once_the_next_run_finds_the_engine_that_lost_its_tag(pla
     soon(lambda: (out / "requests.jsonl").is_file() and (out / "requests.jsonl").stat().st_size > 0, process)
     kept = next(pid for pid in keeper.descendants(process.pid) if family.keeps(pid))
     members = {pid: family.started(pid) for pid in keeper.descendants(kept)}
+    segments.look(kept, closely=True)
     for number in (signal.SIGSTOP, signal.SIGKILL):  # neither has the time to act for the other
         for pid in (kept, process.pid):
             os.kill(pid, number)
     process.wait()
     soon(lambda: kept not in keeper.processes())
-    left = {pid for pid, began in members.items() if family.started(pid) == began} & set(keeper.processes())
-    found = {pid for orphan in family.orphans(str(place)) if orphan.run == str(out.resolve()) for pid in orphan.pids}
-    keeper.send(left, signal.SIGKILL)
-    still = left - found  # those that were about to end by themselves
-    soon(lambda: not still & set(keeper.processes()))
-    assert found <= left | set(members)
+
+    def found() -> set[int]:
+        return {pid for one in family.orphans(str(place)) if one.run == str(out.resolve()) for pid in one.pids}
+
+    def living() -> set[int]:
+        return {pid for pid in keeper.processes() if pid in members and members[pid] == family.started(pid)}
+
+    try:
+        soon(lambda: living() <= found())  # who is not found ends by itself
+    finally:
+        keeper.send(living(), signal.SIGKILL)
+        soon(lambda: not living())
+        segments.remove()
+    family.orphans(str(place))
+    assert list(place.glob("bench-*")) == [], "the folder of those that are gone"
 
 
 def soon(true: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
