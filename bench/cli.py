@@ -1,10 +1,10 @@
 """The commands: parse, call, print, exit. The only place that prints an error or wires real things together."""
 
 import json
-import signal
+import os
 import sys
 import traceback
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bench import __version__, inert, secret, tables
+from bench import __version__, inert, interrupt, secret, tables
 from bench.errors import BenchError, Exit
 
 if TYPE_CHECKING:  # --help must not wait for numpy
@@ -30,24 +30,44 @@ MOST_SESSIONS = 100_000
 def main() -> None:
     """Every way out of the program, with its exit code."""
     sys.excepthook = _crashed
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        interrupt.listen(_leave)
+        code = _ended()
+    except KeyboardInterrupt:  # between two lines of this
+        code = Exit.INTERRUPTED
+    interrupt.hold()
+    if code == Exit.INTERRUPTED:
+        click.echo("bench: interrupted", err=True)
+    sys.exit(code)
+
+
+def _ended() -> int:
     try:
         code = _run()
-        sys.exit(code if isinstance(code, int) else Exit.FINE)
+        return code if isinstance(code, int) else Exit.FINE
     except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+        return done.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(Exit.USAGE)
+        return Exit.USAGE
     except BenchError as error:
         _tell(f"bench: {error.message}", err=True)
         if error.hint:
             _tell(f"  {error.hint}", err=True)
-        sys.exit(error.exit)
+        return error.exit
     except (KeyboardInterrupt, click.Abort):
-        click.echo("bench: interrupted", err=True)
-        sys.exit(Exit.INTERRUPTED)
+        return Exit.INTERRUPTED
+
+
+def _leave() -> None:
+    """Asked for the third time. Their keeper goes on to end what is left."""
+    from bench import family
+
+    left = family.left()
+    told = f"bench: left while these were still there: {', '.join(left)}\n" if left else "bench: interrupted\n"
+    with suppress(OSError):
+        os.write(2, told.encode())
+    os._exit(Exit.CLEANUP if left else Exit.INTERRUPTED)
 
 
 def _crashed(*problem: Any) -> None:
@@ -268,7 +288,8 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
     variants = [job.Variant("endpoint", None, lambda: nullcontext(endpoint))] if endpoint else []
     for name, launch in launches.items():
         assert vllm is not None
-        begin = partial(server.serve, vllm, launch, folder.path, terminal.say, plan.limits.start_s)
+        waits = plan.limits.start_s, plan.limits.stop_s
+        begin = partial(server.serve, vllm, launch, folder.path, terminal.say, *waits)
         variants.append(job.Variant(name, launch, begin))
     run = job.manifest(plan, variants, ["bench", *sys.argv[1:]], given["slo"])
     with folder.held():
@@ -277,7 +298,7 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
         try:
             job.sweep(plan, variants, folder, terminal, run)
         except (KeyboardInterrupt, BenchError):
-            if folder.records():
+            if interrupt.times() < 2 and folder.records():
                 _close(folder, given["as_json"], terminal)
             raise
         return _close(folder, given["as_json"], terminal)
@@ -496,9 +517,9 @@ def _levels(named: str | None, max_c: int | None) -> tuple[int, ...] | None:
 
 
 def _report_orphans(terminal: "Terminal") -> None:
-    from bench import server
+    from bench import family
 
-    for orphan in server.orphans():
+    for orphan in family.orphans():
         terminal.print(
             f"warning: a vLLM that an earlier bench started is still running (process {orphan.pids[0]}, "
             f"run {orphan.run}); its bench was killed. It holds memory and time of this machine. "

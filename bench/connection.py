@@ -16,9 +16,10 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, Protocol, TypeVar
 
+from bench import interrupt
 from bench.limits import Limits, Overdue, Watch
 from bench.wire import Came, Response, Stamp
 
@@ -222,7 +223,24 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     context = copy_context()
     context.run(HEARING.set, ear)
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(ear)) as runner:
-        return runner.run(main, context=context)
+        return _interruptible(runner.get_loop(), main, context)
+
+
+def _interruptible(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, T], context: Context) -> T:
+    """Asked once to stop, it is cancelled and puts on file what is under way; asked twice, it is left as it is."""
+    task = loop.create_task(main, context=context)
+    try:
+        with interrupt.instead(lambda: loop.call_soon_threadsafe(task.cancel)):
+            done = loop.run_until_complete(task)
+    except asyncio.CancelledError:
+        if not interrupt.times():
+            raise
+    except KeyboardInterrupt:
+        loop.set_exception_handler(lambda *_: None)  # what it tears is no news
+        raise
+    if interrupt.times():  # be it that the word came when all was done
+        raise KeyboardInterrupt
+    return done
 
 
 class Line:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from bench import bounded
+from bench import bounded, keeper
 from bench.secret import without
 
 LINE = 4000  # characters of a line that are looked into: whoever logs a prompt has longer ones
@@ -24,7 +24,11 @@ STAGES = (
 
 
 def _lines(log: Path) -> list[str]:
-    return [line[:LINE] for line in bounded.ends(log).splitlines()]
+    """Its beginning and its end; where its keeper moved older lines to LOG.1, they stand between the two."""
+    text, older = bounded.ends(log), log.with_name(f"{log.name}.1")
+    if older.is_file():
+        text = text[: keeper.LOG_HEAD] + bounded.ends(older) + text[keeper.LOG_HEAD :]
+    return [line[:LINE] for line in text.splitlines()]
 
 
 def stage(log: Path) -> str:

@@ -46,15 +46,42 @@ def describe() -> Machine:
 
 
 def gpus() -> tuple[Gpu, ...]:
+    rows = _smi("gpu=name,memory.total,driver_version")
+    return tuple(Gpu(row[0], int(row[1]), row[2]) for row in rows if len(row) == 3 and row[1].isdigit())
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Who holds a card's memory. In a container the processes may be hidden; what is in use is not."""
+
+    name: str
+    used_mib: int
+    pids: tuple[int, ...]
+
+
+def cards(visible: str | None, most: int) -> tuple[Card, ...]:
+    """The first so many of those that CUDA_VISIBLE_DEVICES leaves, by index or UUID; none where nothing tells."""
+    rows = [row for row in _smi("gpu=index,uuid,memory.used") if len(row) == 3 and row[2].isdigit()]
+    apps = [row for row in _smi("compute-apps=gpu_uuid,pid") if len(row) == 2 and row[1].isdigit()]
+    if visible is not None:
+        wanted = [word.strip() for word in visible.split(",")]
+        rows = [row for word in wanted for row in rows if word == row[0] or (word and row[1].startswith(word))]
+    return tuple(
+        Card(f"GPU {index}", int(used), tuple(int(pid) for card, pid in apps if card == uuid))
+        for index, uuid, used in rows[:most]
+    )
+
+
+def _smi(query: str) -> list[list[str]]:
+    """What nvidia-smi answers, in cells; nothing where there is none, or it hangs."""
     if not (tool := shutil.which("nvidia-smi")):
-        return ()
-    asked = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+        return []
+    asked = [tool, f"--query-{query}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout
-    except subprocess.TimeoutExpired:
-        return ()
-    rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines()]
-    return tuple(Gpu(row[0], int(row[1]), row[2]) for row in rows if len(row) == 3 and row[1].isdigit())
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [[cell.strip() for cell in line.split(",")] for line in answer.splitlines()]
 
 
 def _cpu() -> str:

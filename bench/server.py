@@ -1,24 +1,27 @@
-"""One vLLM: started with its whole family in a process group of its own, watched until ready, and gone afterwards."""
+"""One vLLM: started in the hands of its keeper, watched until ready, and gone afterwards."""
 
+import math
 import os
 import shlex
-import signal
 import socket
-import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import asking, diagnosis, key, model, scrape, secret
+from bench import asking, diagnosis, interrupt, key, machine, model, scrape, secret
 from bench.engine import Vllm
 from bench.errors import BenchError, Exit
+from bench.family import Kept, bindable, name, stranger
+from bench.machine import Card
 from bench.recipe import Launch
 
-TAG = "BENCH_OWNER"  # in the environment of all we start: "pid:start time:folder of the run"
-STOP_S = 20.0
 SOON_S = 5.0
+IDLE_MIB = 1024  # that a card nobody uses may have in use
+NOISE_MIB = 256
+CARD_S = 10.0
 # Where the processes of one vLLM listen for each other, unless the user says otherwise: by default, on whatever
 # address the machine's name stands for.
 LOCAL = {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
@@ -34,7 +37,7 @@ class Endpoint:
     version: str | None
     vocabulary: int | None = None
     key: str | None = None
-    process: subprocess.Popen[bytes] | None = None
+    process: Kept | None = None
     log: Path | None = None
     control_s: float = 60
 
@@ -94,7 +97,12 @@ def _version(base: str, key: str | None, limit_s: float) -> str | None:
 
 @contextmanager
 def serve(
-    vllm: Vllm, launch: Launch, run: Path, say: Callable[[str], None], start_timeout_s: float = 1200
+    vllm: Vllm,
+    launch: Launch,
+    run: Path,
+    say: Callable[[str], None],
+    start_timeout_s: float = 1200,
+    stop_timeout_s: float = 20,
 ) -> Iterator[Endpoint]:
     """vLLM for as long as the body runs, and not a moment longer."""
     port, ours = choose_port(launch), key.of_our_server()
@@ -105,30 +113,27 @@ def serve(
     log = run / f"vllm-{launch.kv}.log"
     while log.exists():  # another variant of the same precision
         log = log.with_stem(f"{log.stem}-again")
-    tag = f"{os.getpid()}:{started(os.getpid())}:{run.resolve()}"
     (run / f"{log.stem}.command").write_text(shlex.join(command) + "\n")
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**LOCAL, **_inherited(), **launch.environment(), TAG: tag},
-        )
-    try:
-        base = f"http://127.0.0.1:{port}"
-        _await_ready(process, base, launch, log, say, start_timeout_s, ours)
-        page = scrape.fetch(base, ours) or ""
-        geometry = model.geometry(launch.model) if model.is_synthetic(launch.model) else None
-        vocabulary = geometry.vocabulary if geometry else None
-        cache = scrape.cache_facts(page)
-        yield Endpoint(base, launch.model, cache, vllm.version, vocabulary, key=ours, process=process, log=log)
-    finally:
+    look = _cards(launch)
+    before = look()
+    _refuse_foreign(before)
+    with interrupt.held():  # nothing comes between a start and what ends it
+        kept = Kept(command, {**LOCAL, **_inherited()}, launch.environment(), log, run, stop_timeout_s)
         try:
-            stop(process, tag)
+            with interrupt.free():
+                base = f"http://127.0.0.1:{port}"
+                _await_ready(kept, base, launch, log, say, start_timeout_s, ours)
+                kept.look()
+                page = scrape.fetch(base, ours) or ""
+                geometry = model.geometry(launch.model) if model.is_synthetic(launch.model) else None
+                vocabulary = geometry.vocabulary if geometry else None
+                cache = scrape.cache_facts(page)
+                yield Endpoint(base, launch.model, cache, vllm.version, vocabulary, key=ours, process=kept, log=log)
         finally:
-            secret.blot(log)
+            try:
+                stop(kept, port, before, look)
+            finally:
+                secret.blot(log)
 
 
 def _inherited() -> dict[str, str]:
@@ -142,18 +147,17 @@ def choose_port(launch: Launch) -> int:
     port = int(launch.number("--port") or 0) if named else 0
     if port > 65_535:
         raise BenchError(f"--port {port} is no port", "ports end at 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            hint = "give another after --, or leave --port out and a free one is found"
-            raise BenchError(f"port {port} is in use", hint) from None
-        return int(probe.getsockname()[1])
+    if not port:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+    if not bindable(port):
+        raise BenchError(f"port {port} is in use", "give another after --, or leave --port out and a free one is found")
+    return port
 
 
 def _await_ready(
-    process: subprocess.Popen[bytes],
+    kept: Kept,
     base: str,
     launch: Launch,
     log: Path,
@@ -161,15 +165,17 @@ def _await_ready(
     limit_s: float,
     ours: str | None = None,
 ) -> None:
-    """Ready is: our process lives, its port answers, and it serves our model."""
+    """Ready is: our process lives, nobody but it listens on its port, and it serves our model."""
     began = time.perf_counter()
     usual = launch.file.serve.start_s
     while (waited := time.perf_counter() - began) < limit_s:
-        if process.poll() is not None:
+        if kept.poll() is not None:
             why, hint = diagnosis.diagnose(log)
             raise BenchError(f"vLLM did not start: {why}", f"{hint}its log: {log}", Exit.SERVER)
         with suppress(OSError):
-            if launch.model in _models(base, ours, SOON_S):
+            served = _models(base, ours, SOON_S)
+            _refuse_stranger(kept, int(base.rpartition(":")[2]))
+            if launch.model in served:
                 say("")
                 return
         say(f"vLLM is {diagnosis.stage(log)} ({waited:.0f} s; a start usually takes about {usual:.0f} s)")
@@ -179,79 +185,63 @@ def _await_ready(
     )
 
 
-def stop(process: subprocess.Popen[bytes], tag: str) -> None:
-    """Ask the group to end, make it, then prove that nothing of ours is left."""
-    try:
-        _signal(process.pid, signal.SIGTERM)
-        process.wait(STOP_S)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        pass
-    _signal(process.pid, signal.SIGKILL)  # the engine may outlive its API server
-    deadline = time.perf_counter() + STOP_S
-    while left := [pid for pid, owner in owned() if owner == tag]:
-        for pid in left:  # a child that left the group still carries our tag
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        if time.perf_counter() > deadline:
-            raise BenchError(f"processes of our vLLM are still there: {left}", "see `ps`, then kill them", Exit.CLEANUP)
-        process.poll()
-        time.sleep(0.05)
-    process.wait(STOP_S)
+def _refuse_stranger(kept: Kept, port: int) -> None:
+    if who := stranger(port, kept.members()):
+        hint = "run again, or give another port after --: --port N"
+        raise BenchError(f"port {port} was taken by another while vLLM started: {who}", hint, Exit.SERVER)
 
 
-def _signal(group: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return
+def stop(kept: Kept, port: int, before: tuple[Card, ...], look: Callable[[], tuple[Card, ...]]) -> None:
+    """Ask, make, and prove that nothing of ours is left. What went wrong before is not forgotten for it."""
+    earlier = sys.exception()
+    left = kept.end()
+    if not bindable(port):
+        left.append(f"port {port} is in use")
+    left += _memory_left(before, look)
+    if left:
+        told = f"{earlier.message}; and then " if isinstance(earlier, BenchError) else ""
+        hint = "end these processes (`kill -9`), or the next run has less of the machine than it believes"
+        raise BenchError(f"{told}clean-up could not be proven: {'; '.join(left)}", hint, Exit.CLEANUP)
 
 
-def owned() -> Iterator[tuple[int, str]]:
-    """Every process that carries our tag."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (folder / "environ").read_bytes().split(b"\0")
-            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        for variable in variables:
-            if variable.startswith(f"{TAG}=".encode()) and state != "Z":
-                yield int(folder.name), variable.decode(errors="replace").partition("=")[2]
+def _memory_left(before: tuple[Card, ...], look: Callable[[], tuple[Card, ...]]) -> list[str]:
+    """A driver takes a moment to give memory back."""
+    deadline = time.perf_counter() + CARD_S
+    while True:
+        now = {card.name: card for card in look()} if before else {}
+        held = [
+            f"{card.name} holds {now[card.name].used_mib:,} MiB, {card.used_mib:,} before" + _who(now[card.name])
+            if card.name in now
+            else f"{card.name} is not told of any more"
+            for card in before
+            if card.name not in now or now[card.name].used_mib > card.used_mib + NOISE_MIB
+        ]
+        if not held or time.perf_counter() > deadline:
+            return held
+        time.sleep(0.25)
 
 
-@dataclass(frozen=True, slots=True)
-class Orphan:
-    """What an earlier bench left running when it was killed."""
-
-    pids: tuple[int, ...]
-    group: int
-    run: str
-
-
-def orphans() -> list[Orphan]:
-    by_owner: dict[str, list[int]] = {}
-    for pid, owner in owned():
-        bench, began, _ = [*owner.split(":", 2), "", ""][:3]
-        if bench.isdigit() and started(int(bench)) != began:
-            by_owner.setdefault(owner, []).append(pid)
-    return [Orphan(tuple(sorted(pids)), _group(min(pids)), owner.split(":", 2)[2]) for owner, pids in by_owner.items()]
+def _cards(launch: Launch) -> Callable[[], tuple[Card, ...]]:
+    """How to look at the cards that this server will take."""
+    if launch.file.device != "cuda":
+        return lambda: ()
+    visible = {**os.environ, **launch.environment()}.get("CUDA_VISIBLE_DEVICES")
+    parallel = ("--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size")
+    most = math.prod(int(launch.number(flag) or 1) for flag in parallel)
+    return lambda: machine.cards(visible, most)
 
 
-def _group(pid: int) -> int:
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return pid
+def _refuse_foreign(cards: tuple[Card, ...]) -> None:
+    """Whoever else is on a card takes memory and time from what is to be measured; it is not ours to end."""
+    taken = [card for card in cards if card.pids or card.used_mib > IDLE_MIB]
+    if taken:
+        told = "; ".join(f"{card.name} has {card.used_mib:,} MiB in use{_who(card)}" for card in taken)
+        hint = "end them, wait for them, or choose another card with CUDA_VISIBLE_DEVICES"
+        raise BenchError(f"others hold memory of the card: {told}", hint, Exit.SERVER)
 
 
-def started(pid: int) -> str:
-    """When a process began, in the kernel's ticks: tells it from a later one of the same number."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
+def _who(card: Card) -> str:
+    return f" by {', '.join(name(pid) for pid in card.pids)}" if card.pids else ""
 
 
 def now(target: Endpoint) -> dict[str, object]:

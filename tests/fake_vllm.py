@@ -4,11 +4,14 @@ python fake_vllm.py MODE serve MODEL --port N …
 """
 
 import json
+import mmap
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -27,7 +30,6 @@ CRASH = """
 (APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
 """
 KEY = os.environ.get("VLLM_API_KEY")
-LAST_WORDS = {"crash": CRASH, "traitor": f"ValueError: cannot start with the key {KEY}"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -35,6 +37,7 @@ class Handler(BaseHTTPRequestHandler):
     model = ""
     mode = ""
     asked = 0
+    segment: mmap.mmap | None = None
 
     def stranger(self) -> bool:
         """Asks for a key as vLLM does, and quotes it as some gateways do: a wrong one, or after a while any."""
@@ -130,22 +133,74 @@ def begin(one: Handler, more: bytes = b"") -> None:
 AFTER_SIX = {"errors": refuse, "stalls": stall, "garbles": garble, "halves": halve, "drips": drip}
 
 
+STRAY = """
+import ctypes, os, signal, sys, time
+if os.fork():
+    os._exit(0)
+os.setsid()
+print("stray", os.getpid(), flush=True)
+ctypes.CDLL(None).prctl(15, b"somebody else", 0, 0, 0)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(600)
+"""
+
+
+def leave_a_stray() -> None:
+    """In a session of its own, with no parent, no tag, another name, and deaf."""
+    subprocess.run([sys.executable, "-c", STRAY], env={}, start_new_session=True, check=True)
+
+
+def hold_a_segment() -> None:
+    """Shared memory as vLLM has it between its processes, that it does not remove when it is killed."""
+    path = f"/dev/shm/fake_vllm_{os.getpid()}"
+    with open(path, "w+b") as file:
+        file.truncate(1 << 20)
+        Handler.segment = mmap.mmap(file.fileno(), 1 << 20)
+    tempfile.mkstemp(prefix="fake_vllm_")
+    print("segment", path, flush=True)
+
+
+def crash() -> None:
+    print(CRASH)
+    sys.exit(1)
+
+
+def betray() -> None:
+    print(f"ValueError: cannot start with the key {KEY}")
+    sys.exit(1)
+
+
+def be_deaf() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def bear_children() -> None:
+    """As vLLM's engine does: a child that outlives its parent; and one in a session of its own."""
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+
+
+MODES: dict[str, tuple[Callable[[], object], ...]] = {
+    "crash": (crash,),
+    "traitor": (betray,),
+    "dead": (sys.exit,),
+    "mute": (lambda: time.sleep(600),),
+    "deaf": (be_deaf, bear_children),
+    "family": (bear_children,),
+    "stray": (leave_a_stray, hold_a_segment),
+    "segment": (hold_a_segment,),
+    "mute stray": (leave_a_stray, hold_a_segment, lambda: time.sleep(600)),
+    "deaf stray": (be_deaf, leave_a_stray, hold_a_segment),
+}
+
+
 def main(mode: str, words: list[str]) -> None:
     if "--version" in words:
         return print("0.0.fake")
     if "--help=all" in words:
         return print(HELP)
-    if mode in LAST_WORDS:
-        print(LAST_WORDS[mode])
-        sys.exit(1)
-    if mode == "mute":
-        time.sleep(600)
-    if mode == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if mode in ("deaf", "family"):
-        # as vLLM's engine does: a child that outlives its parent; and one in a session of its own
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    for act in MODES.get(mode, ()):
+        act()
     Handler.model, Handler.mode = words[words.index("--served-model-name") + 1], mode
     port = int(words[words.index("--port") + 1])
     print("listening, with the key", KEY, flush=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import server
+from bench import family
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -214,7 +214,7 @@ def test_a_signal_while_the_server_starts_leaves_nothing_and_is_exit_130(at: Pat
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert not [pid for pid, owner in server.owned() if owner.endswith(str((at / "run").resolve()))]
+    assert not [pid for pid, owner in family.owned() if owner.endswith(str((at / "run").resolve()))]
 
 
 def test_an_endpoint_is_measured_and_its_key_reaches_no_file(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ FLOORS = {
     **dict.fromkeys(
         ("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "manifest"), 1
     ),
-    **dict.fromkeys(("hypertext", "connection", "dialect", "pulse", "key"), 1),
+    **dict.fromkeys(("hypertext", "connection", "dialect", "pulse", "key", "family"), 1),
     **dict.fromkeys(("errors", "tables", "sample", "svg", "wire", "limits", "asking", "clocks", "secret"), 0),
-    **dict.fromkeys(("bounded", "shape", "inert"), 0),
+    **dict.fromkeys(("bounded", "shape", "inert", "keeper", "interrupt"), 0),
 }
 # There is one error, which tells no secret, one HTTP, one limit to what is read, and one list of what is no plain text.
 ALLOWED_SIBLINGS = {

@@ -1,0 +1,180 @@
+"""Ways to end a sweep that is under way, by real signals to a real process: what is on file, said, and left."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench import family, keeper
+
+HERE = Path(__file__).parent
+WORDS = ("--gpu", "l4", "--model", "M", "--workload", str(HERE / "real" / "small-agents.toml"), "--levels", "2",
+         "--no-bounds", "--out", "run")  # fmt: skip
+APART_S = 0.5  # two that come closer are one
+
+
+@dataclass
+class Sweep:
+    """One that is under way in a folder of its own."""
+
+    place: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def log(self) -> str:
+        path = self.place / "run" / "vllm-fp8.log"
+        return path.read_text() if path.is_file() else ""
+
+    def until(self, *moments: str) -> "Sweep":
+        for moment in moments:
+            soon({"start": self._starting, "level": self._playing}[moment], self.process)
+        return self
+
+    def _starting(self) -> bool:
+        return "stray" in self.log and "segment" in self.log
+
+    def _playing(self) -> bool:
+        path = self.place / "run" / "requests.jsonl"
+        return path.is_file() and path.stat().st_size > 5_000
+
+    def send(self, *numbers: signal.Signals) -> "Sweep":
+        for at, number in enumerate(numbers):
+            if at:
+                time.sleep(APART_S)
+            self.process.send_signal(number)
+        return self
+
+    def ended(self) -> str:
+        """What it said, after all that belongs to it is gone."""
+        _, said = self.process.communicate(timeout=60)
+        soon(lambda: self.left() == [])
+        assert "Traceback" not in said
+        return said
+
+    def left(self) -> list[str]:
+        words = [line.split() for line in self.log.splitlines()]
+        strays = [pid for kind, pid in (line for line in words if len(line) == 2) if kind == "stray"]
+        segments = [path for kind, path in (line for line in words if len(line) == 2) if kind == "segment"]
+        owned = [str(pid) for pid, owner in family.owned() if owner.endswith(str((self.place / "run").resolve()))]
+        return [
+            *owned,
+            *(pid for pid in strays if int(pid) in keeper.processes()),
+            *(path for path in segments if Path(path).exists()),
+            *(str(path) for path in (self.place / "t").rglob("*") if not path.name.startswith("torchinductor")),
+        ]
+
+    def statuses(self) -> set[str]:
+        lines = (self.place / "run" / "requests.jsonl").read_text().splitlines()
+        return {json.loads(line)["status"] for line in lines}
+
+
+def soon(true: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def begin() -> Iterator[Callable[..., Sweep]]:
+    place = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # a socket's path must be short
+    (place / "t").mkdir()
+    begun: list[Sweep] = []
+
+    def sweep(mode: str = "stray", *before: str, requests: str = "100000") -> Sweep:
+        vllm = ("--vllm", shlex.join([sys.executable, str(HERE / "fake_vllm.py"), mode]))
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "TMPDIR": str(place / "t")}
+        process = subprocess.Popen(
+            [*before, sys.executable, "-m", "bench", "sweep", *WORDS, "--requests", requests, *vllm],
+            cwd=place, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        begun.append(Sweep(place, process))
+        return begun[-1]
+
+    yield sweep
+    for one in begun:
+        one.process.kill()
+        one.process.communicate()
+    shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_once_the_records_are_kept_the_report_is_written_and_nothing_is_left(
+    begin: Callable[..., Sweep], number: signal.Signals
+) -> None:
+    sweep = begin().until("start", "level").send(number)
+    assert "interrupted" in sweep.ended()
+    assert sweep.process.returncode == 130
+    assert "ok" in sweep.statuses() <= {"ok", "cut"}
+    assert (sweep.place / "run" / "levels.csv").is_file()
+
+
+@pytest.mark.parametrize("moment", ["start", "level"])
+def test_twice_there_is_no_report_and_nothing_is_left(begin: Callable[..., Sweep], moment: str) -> None:
+    sweep = begin("mute stray" if moment == "start" else "deaf stray").until(moment)
+    sweep.send(signal.SIGINT, signal.SIGINT)
+    assert "stopping now" in sweep.ended()
+    assert sweep.process.returncode == 130
+    assert not (sweep.place / "run" / "levels.csv").is_file()
+
+
+@pytest.mark.parametrize("mode", ["mute stray", "deaf stray"])
+def test_three_times_it_is_gone_and_says_what_is_left_to_the_keeper(begin: Callable[..., Sweep], mode: str) -> None:
+    sweep = begin(mode).until("start")
+    keepers = [pid for pid in keeper.descendants(sweep.process.pid) if family.keeps(pid)]
+    for pid in keepers:  # one that gets nowhere
+        os.kill(pid, signal.SIGSTOP)
+    sweep.send(signal.SIGINT, signal.SIGTERM, signal.SIGINT)
+    _, said = sweep.process.communicate(timeout=60)
+    assert sweep.process.returncode == 6
+    assert "left while these were still there: " in said
+    assert "(somebody else)" in said
+    assert "Traceback" not in said
+    for pid in keepers:
+        os.kill(pid, signal.SIGCONT)
+    sweep.ended()
+
+
+@pytest.mark.parametrize("moment", ["start", "level"])
+def test_killed_with_9_everything_goes_with_it(begin: Callable[..., Sweep], moment: str) -> None:
+    sweep = begin().until("start", moment).send(signal.SIGKILL)
+    sweep.ended()
+    assert sweep.process.returncode == -9
+
+
+def test_its_keeper_killed_with_9_it_ends_what_there_is_itself(begin: Callable[..., Sweep]) -> None:
+    sweep = begin(requests="4000").until("start", "level")
+    for pid in [pid for pid in keeper.descendants(sweep.process.pid) if family.keeps(pid)]:
+        os.kill(pid, signal.SIGKILL)
+    assert "vLLM ended with exit code -9" in sweep.ended()
+    assert sweep.process.returncode == 3
+
+
+def test_under_nohup_the_end_of_the_terminal_is_nothing_to_it(begin: Callable[..., Sweep]) -> None:
+    sweep = begin("stray", "nohup").until("start", "level").send(signal.SIGHUP)
+    size = (sweep.place / "run" / "requests.jsonl").stat().st_size
+    soon(lambda: (sweep.place / "run" / "requests.jsonl").stat().st_size > size, sweep.process)
+    sweep.send(signal.SIGTERM)
+    assert "interrupted" in sweep.ended()
+    assert sweep.process.returncode == 130
+
+
+def test_at_whatever_moment_it_comes_there_is_no_traceback_and_nothing_is_left(begin: Callable[..., Sweep]) -> None:
+    for after_s in (0.9, 1.1, 1.3, 1.6):
+        sweep = begin()
+        time.sleep(after_s)
+        sweep.send(signal.SIGINT)
+        sweep.ended()
+        assert sweep.process.returncode == 130
+        shutil.rmtree(sweep.place / "run", ignore_errors=True)
