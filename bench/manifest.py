@@ -10,7 +10,7 @@ from bench.errors import BenchError
 
 def name(value: object) -> bool:
     """Of a variant: it heads tables and files."""
-    return isinstance(value, str) and 0 < len(value) <= 200
+    return isinstance(value, str) and 0 < len(value) <= 1000
 
 
 def moment(value: object) -> bool:

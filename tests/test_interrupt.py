@@ -153,12 +153,14 @@ def test_killed_with_9_everything_goes_with_it(begin: Callable[..., Sweep], mome
     assert sweep.process.returncode == -9
 
 
-def test_its_keeper_killed_with_9_it_ends_what_there_is_itself(begin: Callable[..., Sweep]) -> None:
-    sweep = begin(requests="4000").until("start", "level")
+def test_its_keeper_killed_with_9_it_ends_what_there_is_itself_and_goes_on(begin: Callable[..., Sweep]) -> None:
+    sweep = begin(requests="600").until("start", "level")
     for pid in [pid for pid in keeper.descendants(sweep.process.pid) if family.keeps(pid)]:
         os.kill(pid, signal.SIGKILL)
-    assert "vLLM ended with exit code -9" in sweep.ended()
-    assert sweep.process.returncode == 3
+    told = sweep.ended()
+    assert "vLLM ended with exit code -9" in told
+    assert "begun anew" in told
+    assert sweep.process.returncode in (0, 4), "4 where the client was late"
 
 
 def test_under_nohup_the_end_of_the_terminal_is_nothing_to_it(begin: Callable[..., Sweep]) -> None:

@@ -256,12 +256,12 @@ def test_a_card_that_others_use_is_refused(
 def test_memory_that_is_not_given_back_is_exit_6(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smi: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(server, "CARD_S", 0.5)
     smi("0, GPU-aa, 3\n1, GPU-bb, 20000")  # the second one is not asked for
     with serve("healthy", tmp_path):
         smi("0, GPU-aa, 9000")
         threading.Timer(0.2, smi, ["0, GPU-aa, 5"]).start()
     smi("0, GPU-aa, 3")
+    monkeypatch.setattr(server, "CARD_S", 0.5)
     with pytest.raises(BenchError, match="GPU 0 holds 9,000 MiB, 3 before") as caught, serve("healthy", tmp_path):
         smi("0, GPU-aa, 9000")
     assert caught.value.exit == Exit.CLEANUP

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from bench import server
+from bench import family
 from bench.records import Folder
 from tests.real.command import BENCH, SMALL, needs_vllm
 
 pytestmark = needs_vllm
 
 
-def family(run: Path) -> dict[str, int]:
+def relatives(run: Path) -> dict[str, int]:
     """The server's processes by what they call themselves."""
-    (leader, *_) = [pid for pid, owner in server.owned() if owner.endswith(str(run.resolve()))]
+    leader = min(pid for pid in tagged(run) if not family.keeps(pid))
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -31,12 +31,16 @@ def family(run: Path) -> dict[str, int]:
     return found
 
 
+def tagged(run: Path) -> list[int]:
+    return [pid for pid, owner in family.owned() if owner.endswith(str(run.resolve()))]
+
+
 def engine(run: Path) -> int:
-    return next(pid for name, pid in family(run).items() if name.startswith("VLLM::Engine"))
+    return next(pid for name, pid in relatives(run).items() if name.startswith("VLLM::Engine"))
 
 
 def api_server(run: Path) -> int:
-    return next(pid for name, pid in family(run).items() if not name.startswith("VLLM::Engine"))
+    return next(pid for name, pid in relatives(run).items() if not name.startswith("VLLM::Engine"))
 
 
 FAULTS = {
@@ -66,7 +70,7 @@ def test_the_level_is_begun_anew_on_another_server(tmp_path: Path, fault: str) -
     statuses = Counter((record.attempt, record.status) for record in Folder.open(run).records())
     assert statuses[0, "failed"] + statuses[0, "timeout"] >= 1, "what was under way has its error on file"
     assert not [key for key in statuses if key[0] == 1 and key[1] != "ok"]
-    assert not [pid for pid, owner in server.owned() if owner.endswith(str(run.resolve()))]
+    assert not tagged(run)
 
 
 def wait(until: Callable[[], bool]) -> None:
