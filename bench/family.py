@@ -58,7 +58,8 @@ class Kept:
                 stdout=subprocess.PIPE,
                 stderr=out,
                 start_new_session=True,
-                env={**compiled, **inherited, **private, **environment, TAG: self.tag},
+                # Ours stand behind what there was: whoever changes the first variable cannot rename itself any more.
+                env={**inherited, **compiled, **inherited, **private, **environment, TAG: self.tag},
             )
         deadline = time.monotonic() + KEEPER_S
         while not (self.pid or self._over) and time.monotonic() < deadline:

@@ -118,7 +118,7 @@ def serve(
     before = look()
     _refuse_foreign(before)
     with interrupt.held():  # nothing comes between a start and what ends it
-        kept = Kept(command, {**LOCAL, **_inherited()}, launch.environment(), log, run, stop_timeout_s)
+        kept = Kept(command, _inherited(), launch.environment(), log, run, stop_timeout_s)
         try:
             with interrupt.free():
                 base = f"http://127.0.0.1:{port}"
@@ -138,7 +138,8 @@ def serve(
 
 def _inherited() -> dict[str, str]:
     """Of another server's key, vLLM need not know."""
-    return {name: value for name, value in os.environ.items() if name not in (secret.KEY, secret.KEY_FILE)}
+    told = {name: value for name, value in os.environ.items() if name not in (secret.KEY, secret.KEY_FILE)}
+    return {**told, **LOCAL, **told}
 
 
 def choose_port(launch: Launch) -> int:

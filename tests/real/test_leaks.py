@@ -20,7 +20,7 @@ WAYS: dict[str, tuple[tuple[str, ...], Callable[[int, int], None], tuple[int, ..
     "success": (DONE, lambda bench, kept: None, (0, 4)),
     "Ctrl-C": (ENDLESS, lambda bench, kept: os.kill(bench, signal.SIGINT), (130,)),
     "kill -9 of bench": (ENDLESS, lambda bench, kept: os.kill(bench, signal.SIGKILL), (-9,)),
-    "kill -9 of the keeper": (("--requests", "600"), lambda bench, kept: os.kill(kept, signal.SIGKILL), (3,)),
+    "kill -9 of the keeper": (("--requests", "600"), lambda bench, kept: os.kill(kept, signal.SIGKILL), (0, 4)),
 }
 
 
