@@ -188,7 +188,7 @@ def manifest(plan: Plan, variants: Sequence[Variant], argv: Sequence[str], slo: 
 
 
 HERE = ("host", "cpu", "cores", "python", "bench", "gpus")  # of the machine: what has to be the same
-PLANNED = ("workload", "typical", "levels", "repeats", "seed", "timeout_s")
+PLANNED = ("workload", "typical", "levels", "repeats", "seed", "limits")
 
 
 def go_on(before: dict[str, Any], now: dict[str, Any], folder: Folder, show: Show) -> dict[str, Any]:
