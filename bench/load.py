@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bench.records import TurnRecord
+from bench.records import Play, TurnRecord
 from bench.workload import Content, Part, Prompt, Session, Turn, Workload
 
 Send = Callable[[Turn], Awaitable[TurnRecord]]
@@ -53,6 +53,10 @@ class Level:
     def identity(self) -> tuple[int, ...]:
         """Seeds the content, so that no level ever sends what another has sent, nor what was sent when it was cut."""
         return (*self.part, self.attempt) if self.attempt else self.part
+
+    @property
+    def play(self) -> Play:
+        return self.variant, self.case, self.concurrency, self.repeat
 
     @property
     def part(self) -> tuple[int, ...]:

@@ -98,7 +98,7 @@ class Sdk:
         except Overdue as over:
             status, error = "timeout", str(over)
         except Exception as problem:
-            theirs = type(problem).__module__.partition(".")[0] in ("openai", "httpx", "httpcore")
+            theirs = type(problem).__module__.startswith(("openai", "httpx", "httpcore"))  # newer ones: httpx2
             if not theirs and not isinstance(problem, ValueError):  # of an event that is no JSON
                 raise
             # The SDK is given no limit of its own but that for a connection.

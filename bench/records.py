@@ -57,6 +57,10 @@ class TurnRecord:
     answer: bytes = b""  # in the target's notation, for the next turn to extend; content, so not part of the file
 
     @property
+    def play(self) -> "Play":
+        return self.variant, self.case, self.concurrency, self.repeat
+
+    @property
     def ttft_s(self) -> float | None:
         """From the moment it was due, so that a late client shows as latency and not as a lighter load."""
         return None if self.first_s is None or self.status != "ok" else self.first_s - self.intended_s
@@ -78,7 +82,7 @@ class TurnRecord:
         return self.sent_s - self.intended_s
 
 
-Play = tuple[str, str, int, int]  # variant, case, concurrency, repeat
+Play = tuple[str, str, int, int]  # a level, once: variant, case, concurrency, repeat
 
 
 def play_of(row: dict[str, Any]) -> Play:
@@ -89,13 +93,12 @@ def attempts(records: Sequence[TurnRecord]) -> dict[Play, int]:
     """Which attempt at each play is the last."""
     last: dict[Play, int] = {}
     for one in records:
-        play = one.variant, one.case, one.concurrency, one.repeat
-        last[play] = max(last.get(play, 0), one.attempt)
+        last[one.play] = max(last.get(one.play, 0), one.attempt)
     return last
 
 
 def is_last(last: dict[Play, int], one: TurnRecord) -> bool:
-    return last[one.variant, one.case, one.concurrency, one.repeat] == one.attempt
+    return last[one.play] == one.attempt
 
 
 KEPT = tuple(field.name for field in fields(TurnRecord) if field.name != "answer")
@@ -216,7 +219,7 @@ class Folder:
                 try:
                     yield
                 finally:
-                    (self.path / HELD).unlink()
+                    file.truncate(0)  # not removed: who has it open already would hold another one than who comes later
         except BlockingIOError:
             raise BenchError(f"another bench is writing to {self.path}", "wait for its end, or end it") from None
 

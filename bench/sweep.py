@@ -233,23 +233,19 @@ class Job:
         records = self.folder.records() if over else []
         left = []
         for level in self.plan.plays(variant.name):
-            doubts = self._doubts(level, over[play(level)], records) if play(level) in over else []
-            left += [level] if doubts or play(level) not in over else []
+            doubts = self._doubts(level, over[level.play], records) if level.play in over else []
+            left += [level] if doubts or level.play not in over else []
             if doubts:
                 self.show.print(f"C = {level.concurrency} is played again: {doubts[0]}")
         return left
 
     def _doubts(self, level: Level, attempt: int, records: Sequence[TurnRecord]) -> list[str]:
-        own = [one for one in records if play(one) == play(level) and one.attempt == attempt]
+        own = [one for one in records if one.play == level.play and one.attempt == attempt]
         if sum(one.turn > 0 and one.status != "cut" for one in own) != level.requests:
             return ["some of its requests are not on file"]
         rows = self.folder.rows("client.jsonl")
-        pulses = [row for row in rows if play_of(row) == play(level) and row["attempt"] == attempt]
+        pulses = [row for row in rows if play_of(row) == level.play and row["attempt"] == attempt]
         return audit.doubts(Evidence(self.run, level.variant, own, [stats.reduce(own, [], pulses=pulses)]))
-
-
-def play(one: Level | TurnRecord) -> Play:
-    return one.variant, one.case, one.concurrency, one.repeat
 
 
 def sweep(plan: Plan, variants: Sequence[Variant], folder: Folder, show: Show, run: dict[str, Any]) -> None:
@@ -294,9 +290,9 @@ def _take(job: Job, variant: Variant) -> None:
             try:
                 connection.run(_measure(job, variant, target, left))
             except BenchError as error:
-                if error.exit != Exit.SERVER or variant.launch is None or play(left[0]) in again:
+                if error.exit != Exit.SERVER or variant.launch is None or left[0].play in again:
                     raise
-                again.add(play(left[0]))
+                again.add(left[0].play)
                 job.show.print(f"{error.message}. It is started again, and this level begun anew")
             else:
                 job.facts(variant)["settings"].append(server.now(target))
@@ -337,9 +333,9 @@ async def _measure(job: Job, variant: Variant, target: server.Endpoint, left: li
         job.show.level_begins(replace(repeats[0], requests=sum(one.requests for one in repeats)), rest)
         began, minutes = time.perf_counter(), Minutes(job, target)
         for level in repeats:
-            here = replace(level, attempt=job.journal.begin(play(level)))
+            here = replace(level, attempt=job.journal.begin(level.play))
             await minutes.take(Part(here, plan.workload, content, block, asked, plan.seed, job.folder))
-            job.journal.end(play(level))
+            job.journal.end(level.play)
             left.remove(level)
         if guesses[0]:
             drift = (time.perf_counter() - began) / (guesses[0] * len(repeats))
@@ -391,7 +387,7 @@ class Minutes:
                 raise
         why = self._lost or self._target.alive() or (self._misses and self._gone())
         if why:
-            self._job.journal.lose(play(part.level), why)
+            self._job.journal.lose(part.level.play, why)
             raise BenchError(f"at C = {part.level.concurrency}: {why}", f"its log: {self._target.log}", Exit.SERVER)
 
     def _ended(self, record: TurnRecord) -> None:
