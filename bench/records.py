@@ -271,6 +271,7 @@ class Folder:
         self.append("requests.jsonl", {name: getattr(record, name) for name in KEPT})
 
     def records(self, start: int = 0) -> list[TurnRecord]:
+        """In order of time: several processes write them, each as its turns end."""
         found: list[TurnRecord] = []
         for number, rows in self._batches("requests.jsonl", start):
             try:
@@ -281,6 +282,7 @@ class Folder:
                 at = next(at for at, one in enumerate(values) if unsound([one]))
                 raise self._damaged("requests.jsonl", number + at, f"no request has {rows[at][name]!r:.80} for {name}")
             found += starmap(TurnRecord, values)  # by place: half the time by name
+        found.sort(key=attrgetter("end_s"))
         return found
 
     def rows(self, file: str, start: int = 0) -> Iterator[dict[str, Any]]:

@@ -65,6 +65,7 @@ def test_two_processes_play_every_session_once_and_write_what_they_tell(tmp_path
     with truth(tmp_path / "log", 0.05) as url:
         connection.run(troupe.play(part(tmp_path, url, 101), 2, kept.append, pulses.append))
     written = Folder(tmp_path).records()
+    assert [record.end_s for record in written] == sorted(record.end_s for record in kept)
     assert sorted(written, key=when) == sorted((replace(record, answer=b"") for record in kept), key=when)
     turns = Counter((record.session, record.turn) for record in measured(kept))
     assert turns.total() == 101
