@@ -114,7 +114,7 @@ def _ledger(seen: Evidence) -> Iterator[Warning]:
             if missing > 0
             else f"{seen.variant}: {-missing:,} requests more than planned were sent",
             "the outcomes do not add up to the plan",
-            "run it again; levels that were not played to their end have no row",
+            "go on with it: bench sweep --resume RUN; levels that were not played to their end have no row",
             fatal=True,
         )
 
@@ -130,7 +130,7 @@ def _samples(seen: Evidence) -> Iterator[str]:
 def _errors(seen: Evidence) -> Iterator[Warning]:
     for row in seen.rows:
         if row.errors:
-            late = row.timeouts or 0
+            late = row.timeouts or 0  # a limit to what is known, and no lack of it: percentiles say "at least"
             how = f"were not answered: {row.errors - late} failed, {late} timed out" if late else "failed"
             yield Warning(
                 f"{_name(row)}: {row.why_none or f'{row.errors} of {row.requests} requests {how}'}",
@@ -138,7 +138,7 @@ def _errors(seen: Evidence) -> Iterator[Warning]:
                 if row.why_none
                 else "failures rank as infinitely slow in its percentiles, who timed out as no faster than that",
                 "see their `error` in requests.jsonl and the server's log",
-                fatal=row.errors > ERROR_SHARE * row.requests,
+                fatal=bool(row.why_none) or row.errors - late > ERROR_SHARE * row.requests,
             )
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # --help must not wait for numpy
     from bench.limits import Limits
     from bench.progress import Terminal
     from bench.recipe import Launch
+    from bench.schedule import Schedule
     from bench.server import Endpoint
-    from bench.sweep import Plan
 
 MOST_SESSIONS = 100_000
 
@@ -265,6 +265,7 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
 
     from bench import engine, knee, progress, records, report, server
     from bench import sweep as job
+    from bench.schedule import forecast
 
     knee.parse_slo(given["slo"])
     given["limits"] = _limits(given)
@@ -274,29 +275,29 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
     if vllm is not None:
         launches = {name: replace(one, telling=engine.telling(vllm)) for name, one in launches.items()}
     endpoint = None if launches else _endpoint(given, terminal)
-    plan = _plan(given, launches, endpoint)
+    schedule = _schedule(given, launches, endpoint)
     if before is None:
         records.Folder.vacant(path)
     _report_exposure(launches, terminal)
     if given["dry_run"]:
         names = [*launches] or ["endpoint"]
-        forecasts = {name: job.forecast(plan, name, launch) for name, launch in launches.items()}
-        _tell(report.rehearsal({name: plan.levels(name) for name in names}, launches, forecasts))
+        forecasts = {name: forecast(schedule, name, launch) for name, launch in launches.items()}
+        _tell(report.rehearsal({name: schedule.levels(name) for name in names}, launches, forecasts))
         return Exit.FINE
     _report_orphans(terminal)
     folder = records.Folder.create(path) if before is None else records.Folder.open(path)
     variants = [job.Variant("endpoint", None, lambda: nullcontext(endpoint))] if endpoint else []
     for name, launch in launches.items():
         assert vllm is not None
-        waits = plan.limits.start_s, plan.limits.stop_s
+        waits = schedule.limits.start_s, schedule.limits.stop_s
         begin = partial(server.serve, vllm, launch, folder.path, terminal.say, *waits)
         variants.append(job.Variant(name, launch, begin))
-    run = job.manifest(plan, variants, ["bench", *sys.argv[1:]], given["slo"])
+    run = job.manifest(schedule, variants, ["bench", *sys.argv[1:]], given["slo"])
     with folder.held():
         if before is not None:
             run = job.go_on(before, run, folder, terminal)
         try:
-            job.sweep(plan, variants, folder, terminal, run)
+            job.sweep(schedule, variants, folder, terminal, run)
         except (KeyboardInterrupt, BenchError):
             if interrupt.times() < 2 and folder.records():
                 _close(folder, given["as_json"], terminal)
@@ -482,12 +483,11 @@ def _limits(given: dict[str, Any]) -> "Limits":
     return Limits.of([*timeout, *given["limit"]])
 
 
-OF_A_PLAN = ("max_c", "bounds", "miss_rates", "requests", "repeats", "seed", "limits", "processes")
+OF_A_SCHEDULE = ("max_c", "bounds", "miss_rates", "requests", "repeats", "seed", "limits", "processes")
 
 
-def _plan(given: dict[str, Any], launches: Launches, endpoint: "Endpoint | None") -> "Plan":
-    from bench import capacity, official, workload
-    from bench import sweep as job
+def _schedule(given: dict[str, Any], launches: Launches, endpoint: "Endpoint | None") -> "Schedule":
+    from bench import capacity, official, schedule, workload
 
     work = workload.load(given["workload_name"])
     for launch in launches.values():
@@ -495,11 +495,11 @@ def _plan(given: dict[str, Any], launches: Launches, endpoint: "Endpoint | None"
     tokens = [capacity.expected(launch).tokens for launch in launches.values()]
     if sdk := given["client"] == "openai":
         official.check()
-    return job.plan(
+    return schedule.draw_up(
         work,
         [endpoint.cache.tokens] if endpoint else tokens,
         _levels(given["levels"], given["max_c"]),
-        **{name: given[name] for name in OF_A_PLAN},
+        **{name: given[name] for name in OF_A_SCHEDULE},
         sdk=sdk,
     )
 

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bench import bounded, sample, shape, stats
+from bench import bounded, inert, sample, shape, stats
 from bench.errors import BenchError
 from bench.records import TurnRecord
 from bench.stats import METRICS, PERCENTILES
@@ -620,7 +620,8 @@ def markdown(found: Comparison) -> str:
     for title, group in _grouped(found.findings):
         rows = [HEADS, ("---",) * 2 + ("---:",) * 4 + ("---",), *map(_cells, group)]
         parts += [f"## {title}", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
-    return "\n".join([*parts, *(f"- {note}" for note in _remarks(found)), ""])
+    parts += [*(f"- {note}" for note in _remarks(found)), ""]
+    return "\n".join(map(inert.markup, parts))
 
 
 def _sentence(found: Comparison) -> str:

@@ -1,6 +1,7 @@
 """What vLLM's log says: how far its start has come, why it failed, and what to change."""
 
 import re
+import signal
 from pathlib import Path
 
 from bench import bounded, keeper
@@ -61,6 +62,13 @@ def diagnose(log: Path) -> tuple[str, str]:
             if re.search(pattern, text):
                 return why, f"{cure}; "
     return why, ""
+
+
+def ended(code: int, log: Path | None) -> str:
+    """Whoever is killed has no time to write down why."""
+    if code != -signal.SIGKILL:
+        return f"vLLM ended with exit code {code}: {cause(log)}"
+    return "vLLM was killed (signal 9): by somebody, or by the kernel for want of memory, which `dmesg` would tell"
 
 
 def cause(log: Path | None) -> str:

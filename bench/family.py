@@ -68,8 +68,8 @@ class Kept:
             self._close()
             raise BenchError(f"{command[0]}: {', '.join(self._left) or 'nothing starts it'}", f"see {log}", Exit.SERVER)
 
-    def poll(self) -> int | None:
-        while self._hear(0):
+    def poll(self, wait_s: float = 0) -> int | None:
+        while self.returncode is None and self._hear(wait_s):
             pass
         return self.returncode
 

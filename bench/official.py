@@ -74,7 +74,7 @@ class Sdk:
     """`send` as a program has it that uses the SDK."""
 
     def __init__(self, target: Target) -> None:
-        from openai import AsyncOpenAI, Timeout  # takes half a second
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout  # takes half a second
 
         self.target = target
         self._sdk = AsyncOpenAI(
@@ -82,6 +82,7 @@ class Sdk:
             api_key=target.key or "none",
             max_retries=0,  # a second try would hide the first
             timeout=Timeout(None, connect=target.limits.connect_s),  # all else is watched here
+            http_client=DefaultAsyncHttpxClient(trust_env=False),  # no proxy: what it adds is not the server's
         )
 
     async def send(self, turn: Turn) -> TurnRecord:

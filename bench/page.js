@@ -114,7 +114,7 @@ const forms = {
   text: (block) => label(block.querySelector("pre")),
   markdown(block) {
     const table = block.querySelector("table"), heads = [...table.tHead.rows[0].cells];
-    const cells = (row) => row.map((cell) => label(cell).replaceAll("\\", "\\\\").replaceAll("|", "\\|"));
+    const cells = (row) => row.map((cell) => label(cell).replaceAll("\\", "\\\\").replaceAll("|", "\\|").replaceAll("<", "&lt;"));
     const rule = heads.map((head) => (head.classList.contains("text") ? "---" : "---:"));
     return [cells(heads), rule, ...seen(table).map(cells)].map((row) => `| ${row.join(" | ")} |\n`).join("");
   },

@@ -52,11 +52,19 @@ class Endpoint:
         page = scrape.fetch(self.base_url, self.key, self.control_s)
         return scrape.parse(page) if page else None
 
-    def alive(self) -> str | None:
+    def alive(self, wait_s: float = 0) -> str | None:
         """None, or how our process ended."""
-        if self.process is None or self.process.poll() is None:
+        if self.process is None or self.process.poll(wait_s) is None:
             return None
-        return f"vLLM ended with exit code {self.process.returncode}: {diagnosis.cause(self.log)}"
+        return diagnosis.ended(self.process.returncode or 0, self.log)
+
+    def silent(self) -> str | None:
+        """None, or what it says instead of serving its model."""
+        try:
+            _models(self.base_url, self.key, self.control_s)
+        except OSError as error:
+            return self.alive(SOON_S) or f"the server does not answer as it did: {error}"
+        return None
 
 
 def connect(url: str, wanted: str | None, key: str | None, control_s: float = 60) -> Endpoint:

@@ -8,141 +8,29 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any, Protocol
 
-from bench import audit, capacity, client, connection, diagnosis, load, machine, scrape, server, stats, troupe
+from bench import audit, capacity, client, connection, load, machine, scrape, server, stats, troupe
 from bench.audit import Evidence
 from bench.client import Target
 from bench.errors import BenchError, Exit
 from bench.journal import Journal
-from bench.limits import Limits
 from bench.load import Level
 from bench.pulse import Pulse
 from bench.recipe import Launch
 from bench.records import LINES, SCHEMA, Folder, Play, TurnRecord, play_of
+from bench.schedule import Schedule
 from bench.troupe import Part
-from bench.workload import Content, Workload
+from bench.workload import Content
 
-STUDY_LEVELS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 48)
-STUDY_REQUESTS = 200
-BOUND_REQUESTS = 20  # at least; and four for each session
 DEAF = 3  # requests in a row without an answer, at least: as many as there are sessions
 IDENTITY = ("variant", "case", "concurrency", "repeat", "attempt")
 REFUSED = 20  # in a row, at least, until the server is asked whether it is there at all
-
-
-def ladder() -> Iterator[int]:
-    """The study's levels, then four to an octave."""
-    yield from STUDY_LEVELS
-    yield 56
-    base = 64
-    while True:
-        yield from (base, base * 5 // 4, base * 3 // 2, base * 7 // 4)
-        base *= 2
-
-
-def levels_up_to(limit: int) -> tuple[int, ...]:
-    below: list[int] = []
-    for level in ladder():
-        if level >= limit:
-            return (*below, limit)
-        below.append(level)
-    raise AssertionError("the ladder has no end")
-
-
-def default_levels(fit: float | None) -> tuple[int, ...]:
-    """Up to the second level past where the cache should be full: the knee, and one more to be sure of it."""
-    if fit is None:
-        return STUDY_LEVELS
-    past = [level for level in levels_up_to(int(4 * max(fit, 1)) + 64) if level > fit][:2]
-    return tuple(level for level in levels_up_to(past[-1]) if level <= past[-1])
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    workload: Workload
-    concurrencies: tuple[int, ...]
-    bounds: tuple[int, ...]  # the levels at which the best and the worst case are taken too
-    miss_rates: tuple[float, ...]
-    requests: int | None
-    whole_sessions: bool  # every level has at least one whole session for each of its C
-    repeats: int
-    seed: int
-    limits: Limits
-    processes: int | None = None  # of the client; None: as many as it needs
-    sdk: bool = False  # every level through the official SDK, too
-
-    def levels(self, variant: str) -> list[Level]:
-        """Bounds last: the curve is what a user waits for."""
-        made = [self._level(variant, "realistic", concurrency) for concurrency in self.concurrencies]
-        if self.sdk:
-            made += [self._level(variant, "openai", concurrency) for concurrency in self.concurrencies]
-        cases = [*(f"miss={rate:g}" for rate in self.miss_rates)]
-        if self.bounds:
-            cases = ["best", *cases, "worst"]
-        made += [self._level(variant, case, concurrency) for case in cases for concurrency in self._bound_levels()]
-        return made
-
-    def plays(self, variant: str) -> list[Level]:
-        """Each level as often as it is to be played."""
-        return [replace(level, repeat=repeat) for level in self.levels(variant) for repeat in range(self.repeats)]
-
-    def _bound_levels(self) -> tuple[int, ...]:
-        return self.bounds or self.concurrencies
-
-    def _level(self, variant: str, case: str, concurrency: int) -> Level:
-        requests = self.requests or STUDY_REQUESTS
-        if case not in load.OF_SESSIONS:
-            requests = min(requests, max(BOUND_REQUESTS, 4 * concurrency))
-        elif self.requests is None and self.whole_sessions:
-            requests = max(requests, round(concurrency * self.workload.typical(self.seed).turns))
-        return Level(variant, case, concurrency, 0, requests)
-
-    def expected_s(self, launch: Launch | None, level: Level, fit: float | None) -> float | None:
-        pace = capacity.pace(launch) if launch else None
-        if pace is None:
-            return None
-        each = capacity.level_duration_s(pace, self.workload, level.case, level.concurrency, level.requests, fit)
-        return each
-
-
-def forecast(plan: Plan, name: str, launch: Launch) -> capacity.Forecast:
-    found = capacity.expected(launch)
-    fit = capacity.sessions_that_fit(found.tokens, plan.workload, plan.seed) if found.tokens is not None else None
-    guesses = [plan.expected_s(launch, level, fit) for level in plan.plays(name)]
-    known = [guess for guess in guesses if guess is not None]
-    return capacity.Forecast(found, fit, launch.file.serve.start_s + sum(known) if len(known) == len(guesses) else None)
-
-
-def plan(
-    work: Workload,
-    tokens: Sequence[int | None],
-    levels: tuple[int, ...] | None,
-    max_c: int | None,
-    bounds: bool,
-    miss_rates: tuple[float, ...],
-    requests: int | None,
-    repeats: int,
-    seed: int,
-    limits: Limits,
-    processes: int | None = None,
-    sdk: bool = False,
-) -> Plan:
-    """`tokens`: the cache of each variant, as far as it is known. Whatever the user left open follows from it."""
-    fits = [capacity.sessions_that_fit(size, work, seed) for size in tokens if size is not None]
-    largest = max(fits) if len(fits) == len(tokens) else None
-    levels = levels or (levels_up_to(max_c) if max_c is not None else default_levels(largest))
-    fitting = [level for level in levels if not fits or level <= min(fits)] or [levels[0]]
-    # 200 requests tell nothing of a cache that they cannot fill: there each session has to grow to its end.
-    filled = largest is not None and largest * work.typical(seed).turns < STUDY_REQUESTS
-    ends = tuple(sorted({levels[0], fitting[-1]})) if bounds else ()
-    rates = tuple(dict.fromkeys(miss_rates))
-    return Plan(work, levels, ends, rates, requests, not filled, repeats, seed, limits, processes, sdk)
 
 
 class Show(Protocol):
@@ -166,22 +54,26 @@ class Variant:
     start: Callable[[], AbstractContextManager[server.Endpoint]]
 
 
-def manifest(plan: Plan, variants: Sequence[Variant], argv: Sequence[str], slo: str) -> dict[str, Any]:
+def manifest(schedule: Schedule, variants: Sequence[Variant], argv: Sequence[str], slo: str) -> dict[str, Any]:
     """All that a stranger needs to do it again; what only the server knows is added once it is up."""
+    work = schedule.workload
     return {
         "schema": SCHEMA,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "ended": "running",
         "argv": list(argv),
-        "seed": plan.seed,
+        "seed": schedule.seed,
         "salt": secrets.randbits(32),
         "slo": slo,
-        "workload": asdict(plan.workload),
-        "typical": {"shared_tokens": plan.workload.file.shared_tokens, **asdict(plan.workload.typical(plan.seed))},
-        "levels": [asdict(level) for variant in variants for level in plan.levels(variant.name)],
-        "repeats": plan.repeats,
-        "timeout_s": plan.limits.request_s,
-        "limits": asdict(plan.limits),
+        "workload": asdict(work),
+        "typical": {
+            "shared_tokens": schedule.workload.file.shared_tokens,
+            **asdict(schedule.workload.typical(schedule.seed)),
+        },
+        "levels": [asdict(level) for variant in variants for level in schedule.levels(variant.name)],
+        "repeats": schedule.repeats,
+        "timeout_s": schedule.limits.request_s,
+        "limits": asdict(schedule.limits),
         "machine": asdict(machine.describe()),
         "variants": {v.name: {"launch": asdict(v.launch) if v.launch else None} for v in variants},
     }
@@ -216,7 +108,7 @@ def _recipe(run: dict[str, Any]) -> dict[str, Any]:
 class Job:
     """One run: what is to be done, where it goes, how far it has come."""
 
-    plan: Plan
+    schedule: Schedule
     folder: Folder
     show: Show
     run: dict[str, Any]
@@ -232,7 +124,7 @@ class Job:
         over = self.journal.over()
         records = self.folder.records() if over else []
         left = []
-        for level in self.plan.plays(variant.name):
+        for level in self.schedule.plays(variant.name):
             doubts = self._doubts(level, over[level.play], records) if level.play in over else []
             left += [level] if doubts or level.play not in over else []
             if doubts:
@@ -248,11 +140,11 @@ class Job:
         return audit.doubts(Evidence(self.run, level.variant, own, [stats.reduce(own, [], pulses=pulses)]))
 
 
-def sweep(plan: Plan, variants: Sequence[Variant], folder: Folder, show: Show, run: dict[str, Any]) -> None:
+def sweep(schedule: Schedule, variants: Sequence[Variant], folder: Folder, show: Show, run: dict[str, Any]) -> None:
     """Leaves the records and the manifest; what they mean is for others to say."""
     before = _reached(folder)
     epoch = time.perf_counter() - before
-    job = Job(plan, folder, show, run, epoch, Journal(folder, load.WallClock(epoch).now))
+    job = Job(schedule, folder, show, run, epoch, Journal(folder, load.WallClock(epoch).now))
     folder.write_manifest(run)
     ended = "failed"
     try:
@@ -285,7 +177,7 @@ def _take(job: Job, variant: Variant) -> None:
     while left:
         began = time.perf_counter()
         with variant.start() as target:
-            target = replace(target, control_s=job.plan.limits.control_s)
+            target = replace(target, control_s=job.schedule.limits.control_s)
             _welcome(job, variant, target, time.perf_counter() - began)
             try:
                 connection.run(_measure(job, variant, target, left))
@@ -318,23 +210,27 @@ def _welcome(job: Job, variant: Variant, target: server.Endpoint, started_s: flo
 
 async def _measure(job: Job, variant: Variant, target: server.Endpoint, left: list[Level]) -> None:
     """Takes away from `left` what is done."""
-    plan = job.plan
-    dialect = client.probe(target.base_url, target.model, target.key, target.vocabulary, plan.limits.control_s)
+    schedule = job.schedule
+    dialect = client.probe(target.base_url, target.model, target.key, target.vocabulary, schedule.limits.control_s)
     job.facts(variant)["dialect"] = {"name": dialect.name, "reports_cached": dialect.reports_cached}
     job.folder.write_manifest(job.run)
-    asked = Target(target.base_url, target.model, dialect, job.epoch, plan.limits, target.key)
-    content = Content(dialect.words, dialect.separator, plan.seed, job.run["salt"])
-    fit = capacity.sessions_that_fit(target.cache.tokens, plan.workload, plan.seed) if target.cache.tokens else None
+    asked = Target(target.base_url, target.model, dialect, job.epoch, schedule.limits, target.key)
+    content = Content(dialect.words, dialect.separator, schedule.seed, job.run["salt"])
+    fit = (
+        capacity.sessions_that_fit(target.cache.tokens, schedule.workload, schedule.seed)
+        if target.cache.tokens
+        else None
+    )
     block, drift = target.cache.block_size or 1, 1.0
     for _, several in groupby([*left], key=lambda one: (one.case, one.concurrency)):
         repeats = [*several]
-        guesses = [plan.expected_s(variant.launch, one, fit) for one in left]
+        guesses = [schedule.expected_s(variant.launch, one, fit) for one in left]
         rest = None if None in guesses else drift * sum(guess for guess in guesses if guess is not None)
         job.show.level_begins(replace(repeats[0], requests=sum(one.requests for one in repeats)), rest)
         began, minutes = time.perf_counter(), Minutes(job, target)
         for level in repeats:
             here = replace(level, attempt=job.journal.begin(level.play))
-            await minutes.take(Part(here, plan.workload, content, block, asked, plan.seed, job.folder))
+            await minutes.take(Part(here, schedule.workload, content, block, asked, schedule.seed, job.folder))
             job.journal.end(level.play)
             left.remove(level)
         if guesses[0]:
@@ -378,14 +274,14 @@ class Minutes:
 
     async def _play(self, part: Part) -> None:
         """Given up where the server is lost."""
-        processes = self._job.plan.processes or troupe.needed(part.level.concurrency)
+        processes = self._job.schedule.processes or troupe.needed(part.level.concurrency)
         self._playing = asyncio.create_task(troupe.play(part, processes, self._ended, self._felt))
         try:
             await self._playing
         except asyncio.CancelledError:
             if self._lost is None:
                 raise
-        why = self._lost or self._target.alive() or (self._misses and self._gone())
+        why = self._lost or self._target.alive() or (self._misses and self._target.silent())
         if why:
             self._job.journal.lose(part.level.play, why)
             raise BenchError(f"at C = {part.level.concurrency}: {why}", f"its log: {self._target.log}", Exit.SERVER)
@@ -405,13 +301,7 @@ class Minutes:
         if record.status == "timeout":
             deaf = self._misses >= max(DEAF, record.concurrency)
             return f"the server answered none of {self._misses} requests in a row: {record.error}" if deaf else None
-        return self._gone() if self._misses % max(REFUSED, record.concurrency) == 0 else None
-
-    def _gone(self) -> str | None:
-        if server.now(self._target)["models"]:
-            return None
-        log = self._target.log
-        return "the server is not there any more" + (f": {diagnosis.cause(log)}" if log else "")
+        return self._target.silent() if self._misses % max(REFUSED, record.concurrency) == 0 else None
 
     def _sampled(self, at: float, sample: scrape.Sample) -> None:
         self._note("server.jsonl", {"t_s": at, **sample})

@@ -121,6 +121,12 @@ def test_an_endpoint_that_does_not_say_what_it_serves_is_refused(models: bytes) 
         server.connect(url, None, None, control_s=5)
 
 
+def test_a_server_that_takes_the_key_no_more_is_not_said_to_be_gone() -> None:
+    with answering(said(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n")) as url:
+        endpoint = server.Endpoint(url, "m", scrape.cache_facts(""), None, key="k")
+        assert (endpoint.silent() or "").startswith("the server does not answer as it did: HTTP 401")
+
+
 @pytest.mark.parametrize("case", FAULTS)
 def test_a_server_that_cannot_be_asked_is_said_so(case: str) -> None:
     with answering(FAULTS[case][0]) as url, pytest.raises(BenchError, match="none of the ways"):

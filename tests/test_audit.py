@@ -68,6 +68,8 @@ def test_failures_past_one_percent_are_fatal(row: Row) -> None:
 def test_those_who_timed_out_are_counted_apart_and_a_level_without_percentiles_says_why(row: Row) -> None:
     ((what, _),) = said(evidence(rows=[row(errors=5, timeouts=3)]))
     assert what == "fp8, realistic, C = 1: 5 of 200 requests were not answered: 2 failed, 3 timed out"
+    waited = row(errors=8, timeouts=8)
+    assert [fatal for _, fatal in said(evidence(rows=[waited]))] == [False], "percentiles say how long at least"
     none = row(errors=50, why_none="no percentiles: 50 of 200 requests failed (50x oh)", lag_p99_s=0.2)
     assert said(evidence(rows=[none])) == [
         ("fp8, realistic, C = 1: no percentiles: 50 of 200 requests failed (50x oh)", True)

@@ -41,3 +41,11 @@ def test_the_stage_is_the_furthest_one_reached(tmp_path: Path) -> None:
     assert diagnosis.stage(log) == "loading its libraries"
     log.write_text(API + "INFO non-default args\n" + ENGINE + "Starting to load model\nCPU KV cache size: 5 tokens")
     assert diagnosis.stage(log) == "laying out its cache"
+
+
+def test_one_that_was_killed_is_not_told_by_the_last_line_it_wrote(tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    log.write_text("INFO: Application startup complete.\n")
+    assert "for want of memory" in diagnosis.ended(-9, log)
+    assert "startup" not in diagnosis.ended(-9, log)
+    assert diagnosis.ended(1, log) == "vLLM ended with exit code 1: INFO: Application startup complete."

@@ -10,7 +10,7 @@ FLOORS = {
     "report": 7,
     **dict.fromkeys(("plots", "side"), 6),
     **dict.fromkeys(("sweep", "progress", "conclusion", "page", "catalogue", "export", "lives"), 5),
-    **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "scene", "troupe"), 4),
+    **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "scene", "troupe", "schedule"), 4),
     **dict.fromkeys(("load", "stats", "official"), 3),
     **dict.fromkeys(("client", "server", "capacity", "waits", "foreign", "journal"), 2),
     **dict.fromkeys(

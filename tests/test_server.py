@@ -111,7 +111,7 @@ def test_the_family_of_a_leader_that_was_killed_is_gone_too(tmp_path: Path, mode
         os.kill(target.process.pid, signal.SIGKILL)
         while target.alive() is None:
             time.sleep(0.05)
-        assert "exit code -9" in (target.alive() or "")
+        assert "killed (signal 9)" in (target.alive() or "")
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -44,7 +44,7 @@ def api_server(run: Path) -> int:
 
 
 FAULTS = {
-    "the API server is killed": (api_server, signal.SIGKILL, "vLLM ended with exit code -9"),
+    "the API server is killed": (api_server, signal.SIGKILL, "vLLM was killed (signal 9)"),
     "the engine is killed": (engine, signal.SIGKILL, "EngineDeadError"),
     "the engine is stopped": (engine, signal.SIGSTOP, "answered none of 3 requests in a row"),
 }
