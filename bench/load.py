@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bench.records import Play, TurnRecord
-from bench.workload import Content, Part, Prompt, Session, Turn, Workload
+from bench.workload import Part, Prompt, Session, Turn, Workload
 
 Send = Callable[[Turn], Awaitable[TurnRecord]]
 
@@ -70,11 +70,24 @@ def miss_rate(case: str) -> float:
     return {"best": 0.0, "worst": 1.0}[case] if case in CASES else float(case.removeprefix("miss="))
 
 
+class Notation(Protocol):
+    """What prompts are made of: the words of a real one, or no more than how many they would be."""
+
+    @property
+    def width(self) -> int: ...
+
+    def text(self, *identity: int, tokens: int) -> Any: ...
+
+    def said(self, answer: bytes, tokens: int) -> Any: ...
+
+    def extend(self, prompt: Prompt, text: Any) -> Prompt: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """What a level is played on: the target's block size and notation, the way to send, the clock."""
 
-    content: Content
+    content: Notation
     block_size: int
     send: Send
     clock: Clock
@@ -83,7 +96,7 @@ class Stage:
 class Script:
     """A session with its words made: preparing them between two turns would be time taken from the server."""
 
-    def __init__(self, content: Content, level: Level, session: Session, common: dict[tuple[int, ...], Any]) -> None:
+    def __init__(self, content: Notation, level: Level, session: Session, common: dict[tuple[int, ...], Any]) -> None:
         own = [part.tokens for part in session.opening if part.owner == "session"]
         own += [step.new_tokens for step in session.steps]
         self.session = session
@@ -97,20 +110,19 @@ class Script:
             self.opening = content.extend(self.opening, words)
             self.cached = self.opening if at < session.cached_parts else self.cached
 
-    def own(self, tokens: int, instead: int = 0) -> memoryview:
+    def own(self, tokens: int, instead: int = 0) -> Any:
         """The session's next words; the first `instead` give way to an answer."""
         start, self._used = self._used + instead, self._used + tokens
         return self._words[start * self._width : self._used * self._width]
 
 
-def _shared(part: Part, level: Level, content: Content, common: dict[tuple[int, ...], Any]) -> memoryview:
+def _shared(part: Part, level: Level, content: Notation, common: dict[tuple[int, ...], Any]) -> Any:
     """The shared prompt is one for the run, a common context one for the level."""
     owner = () if part.owner == "shared" else level.identity
     known = (*owner, part.tokens)
     if known not in common:
         common[known] = content.text(*owner, tokens=part.tokens)
-    words: memoryview = common[known]
-    return words
+    return common[known]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +256,7 @@ class Performance:
             if record.status != "ok":
                 return due
             answered = record.output_tokens if record.output_tokens is not None else step.output_tokens
-            prompt = content.extend(prompt, memoryview(content.separator + record.answer if record.answer else b""))
+            prompt = content.extend(prompt, content.said(record.answer, answered))
             tokens += answered
             known = tokens - 1  # the last token of an answer was never fed back: the server has no KV of it
         return due

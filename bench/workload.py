@@ -14,7 +14,7 @@ from bench.errors import BenchError
 
 MOST_TURNS = 10_000
 MOST_TOKENS = 100_000_000  # of a context: no model reads so many, and a slip of the pen must not fill the memory
-Prompt = tuple[memoryview, ...]  # tokens in the target's own notation, in pieces that follow each other as they stand
+Prompt = tuple[Any, ...]  # tokens in the target's own notation, in pieces that follow each other as they stand
 Owner = Literal["shared", "level", "session"]
 
 
@@ -256,6 +256,10 @@ class Content:
         rng = np.random.default_rng([self.seed, self.salt, *identity])
         drawn = rng.integers(len(self.words), size=tokens, dtype=np.int32)
         return memoryview(self._spelled.take(drawn, axis=0).tobytes())
+
+    def said(self, answer: bytes, tokens: int) -> memoryview:
+        """An answer, as the next prompt repeats it."""
+        return memoryview(self.separator + answer if answer else b"")
 
     def extend(self, prompt: Prompt, text: memoryview) -> Prompt:
         """What has been said stays where it is: nothing is copied."""

@@ -1,0 +1,154 @@
+"""A run that has not happened: the same sessions on a simulated server, on file as a real run's would be.
+
+What comes of it is concluded and reported by the same code; run.json says `simulated`, and whatever is made of it too.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from bench import capacity, load, virtual
+from bench.capacity import kv_bytes_per_token
+from bench.errors import BenchError
+from bench.load import Level, Stage
+from bench.model import geometry
+from bench.recipe import Launch
+from bench.records import TurnRecord
+from bench.simulate import Engine, Outline, Setup
+from bench.speed import Speed
+from bench.workload import Workload
+
+# Shares of a card's peak that are reached: the study's L4 prefilled 5.2K tokens/s, and took 26.9 ms a decoded token.
+MATRIX_SHARE = 0.31
+BANDWIDTH_SHARE = 0.70
+GPU_BLOCK = 16  # tokens, where nothing says otherwise: vLLM's default on a card
+SAMPLE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """One server that there could be."""
+
+    name: str
+    launch: Launch
+    setup: Setup
+    speed: Speed
+
+    @property
+    def tokens(self) -> int:
+        return (self.setup.blocks + 1) * self.setup.block_size
+
+
+def simulated(name: str, launch: Launch, speed: Speed, tokens: int | None = None) -> Simulated:
+    """`tokens`: of its cache, where a server has said so."""
+    tokens = tokens if tokens is not None else capacity.expected(launch).tokens
+    if tokens is None:
+        raise BenchError(f"{name}: {capacity.expected(launch).why}", "name a model and a card whose sizes are on file")
+    size = int(launch.number("--block-size") or GPU_BLOCK)
+    setup = Setup(
+        block_size=size,
+        blocks=tokens // size - 1,  # vLLM keeps the first for itself
+        budget=int(launch.number("--max-num-batched-tokens") or 2048),
+        most_sequences=int(launch.number("--max-num-seqs") or 256),
+        chunked=launch.file.serve.chunked_prefill and "--no-enable-chunked-prefill" not in launch.extra,
+        caching=launch.prefix_caching,
+        threshold=int(launch.number("--long-prefill-token-threshold") or 0),
+    )
+    return Simulated(name, launch, setup, speed)
+
+
+def of_card(launch: Launch) -> Speed | None:
+    """By the card's data sheet and the model's shapes; None where either is not at hand."""
+    card, model = launch.file.card, geometry(launch.model, fp8_weights=launch.flag("--quantization") == "fp8")
+    bytes_per_token = kv_bytes_per_token(model, launch.precision.dtype) if model else None
+    if card is None or model is None or bytes_per_token is None:
+        return None
+    flops = MATRIX_SHARE * card.bf16_tflops.value * 1e12 * launch.tp
+    bandwidth = BANDWIDTH_SHARE * card.bandwidth_gb_s.value * 1e9 * launch.tp
+    return Speed(
+        step_s=0.0,
+        weights_s=model.weights_bytes / bandwidth,
+        token_s=2 * model.linear_parameters / flops,
+        attend_s=4 * model.layers * model.heads * model.head_dim / flops,
+        read_s=bytes_per_token / bandwidth,
+        sequence_s=0.0,
+        request_s=0.005,
+        said_s=0.0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One level, warm-ups and samples included."""
+
+    records: list[TurnRecord]
+    samples: list[dict[str, Any]]
+
+
+def play(server: Simulated, level: Level, workload: Workload, seed: int, start_s: float = 0.0) -> Played:
+    """On a cold cache, as every level begins; from `start_s` of the run's time on."""
+    engine, samples = Engine(server.setup, server.speed), list[dict[str, Any]]()
+
+    async def look() -> None:
+        while True:
+            samples.append({**_identity(level), "t_s": start_s + engine.clock.now(), **engine.sample()})
+            await asyncio.sleep(SAMPLE_S)
+
+    async def go() -> list[TurnRecord]:
+        looking = asyncio.create_task(look())
+        stage = Stage(Outline(), server.setup.block_size, engine.send, engine.clock)
+        played = await load.play(level, workload, stage, seed)
+        looking.cancel()
+        samples.append({**_identity(level), "t_s": start_s + engine.clock.now(), **engine.sample()})
+        return played
+
+    return Played([_later(one, start_s) for one in virtual.run(go())], samples)
+
+
+def _identity(level: Level) -> dict[str, Any]:
+    return {name: getattr(level, name) for name in ("variant", "case", "concurrency", "repeat", "attempt")}
+
+
+def _later(one: TurnRecord, by: float) -> TurnRecord:
+    if one.first_s is None or one.last_s is None or not by:
+        return one
+    return replace(
+        one,
+        intended_s=one.intended_s + by,
+        sent_s=one.sent_s + by,
+        first_s=one.first_s + by,
+        last_s=one.last_s + by,
+        end_s=one.end_s + by,
+    )
+
+
+def facts(server: Simulated) -> dict[str, Any]:
+    """What run.json keeps of a server that was up; of this one, what it was made from."""
+    cache: dict[str, Any] = {
+        "block_size": server.setup.block_size,
+        "blocks": server.setup.blocks + 1,
+        "tokens": server.tokens,
+    }
+    cache["dtype"] = server.launch.precision.dtype
+    told = {"cache": cache, "version": None, "models": [server.launch.model]}
+    return {
+        "server": {
+            "base_url": None,
+            "model": server.launch.model,
+            "version": None,
+            "cache": cache,
+            "started_by_us": False,
+            "log": None,
+            "command": " ".join(server.launch.arguments(server.launch.model, 0)),
+        },
+        "started_s": 0.0,
+        "settings": [told, told],
+        "dialect": {"name": "simulated", "reports_cached": True},
+        "capacity": asdict(capacity.expected(server.launch)),
+        "simulated": {"setup": asdict(setup), "speed": asdict(server.speed)},
+    }
+
+
+def seconds(played: Sequence[Played]) -> float:
+    return max((record.end_s for one in played for record in one.records), default=0.0)

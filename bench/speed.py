@@ -1,0 +1,22 @@
+"""How long a step of the engine takes: what it computes, what it reads, and what each part costs besides."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Few, and each a thing of its own: a fit has no other knobs."""
+
+    step_s: float  # whatever a step computes: scheduling, launching
+    weights_s: float  # to read them all, once a step
+    token_s: float  # to compute one token through the layers, but for attention
+    attend_s: float  # a token of a prompt, for each token before it
+    read_s: float  # a decoding sequence, for each token before it
+    sequence_s: float  # a sequence in a step: sampling, telling
+    request_s: float  # a request on its way in and out, by the one process that takes it
+    said_s: float  # a token of its prompt on that way
+
+    def step(self, tokens: int, attended: float, read: int, sequences: int) -> float:
+        """`attended`: pairs of a prompt's token and one before it; `read`: tokens before those that are decoded."""
+        compute = max(self.weights_s, tokens * self.token_s)
+        return self.step_s + compute + attended * self.attend_s + read * self.read_s + sequences * self.sequence_s
