@@ -175,8 +175,10 @@ def _sizes(seen: Evidence) -> Iterator[Warning]:
             )
 
 
-def _client(seen: Evidence) -> Iterator[Warning]:
+def _client(seen: Evidence) -> Iterator[Warning | str]:
     """Its own time is in every TTFT: a little is a warning, and what could have moved the tail is fatal."""
+    if not seen.pulses:
+        yield "the client did not tell how it did"
     # what the SDK is late is what is measured there; and beside what there are no percentiles, nothing can be late
     rows = [row for row in seen.rows if row.case != "openai" and not row.why_none]
     late = [row for row in rows if _late_share(row, "ttft_p50_s") > LATE_SHARE and (row.late_p99_s or 0) > LATE_FLOOR_S]

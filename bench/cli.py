@@ -1,6 +1,7 @@
 """The commands: parse, call, print, exit. The only place that prints an error or wires real things together."""
 
 import json
+import math
 import os
 import sys
 import traceback
@@ -25,6 +26,8 @@ if TYPE_CHECKING:  # --help must not wait for numpy
     from bench.server import Endpoint
 
 MOST_SESSIONS = 100_000
+MOST_REQUESTS = 1_000_000_000  # of a level
+MOST_REPEATS = 10_000
 
 
 def main() -> None:
@@ -77,7 +80,8 @@ def _crashed(*problem: Any) -> None:
 
 def _tell(text: str, err: bool = False) -> None:
     """Texts of servers, logs and files among it: none of them gets to move the cursor."""
-    click.echo(inert.screen(text), err=err)
+    with suppress(OSError) if err else nullcontext():  # a log that takes no more is no reason to fail
+        click.echo(inert.screen(text), err=err)
 
 
 def _run() -> object:
@@ -93,6 +97,12 @@ def _run() -> object:
         if error.filename is None:
             raise
         raise BenchError(f"{error.filename}: {error.strerror}") from None
+
+
+def _numbers(context: click.Context, option: click.Parameter, given: tuple[float, ...]) -> tuple[float, ...]:
+    if any(math.isnan(one) for one in given):
+        raise click.BadParameter("nan is no number", context, option)
+    return given
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -133,12 +143,12 @@ def cli() -> None:
 @click.option("--levels", metavar="1,2,4", help="Take just these levels.")
 @click.option(
     "--requests",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_REQUESTS),
     help="Requests a level.  [default: 200, as the study; one whole session each where 200 could not fill the cache]",
 )
 @click.option(
     "--repeats",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_REPEATS),
     default=1,
     help="Times each level is played, with new content each time.",
 )
@@ -152,6 +162,7 @@ def cli() -> None:
     "miss_rates",
     multiple=True,
     type=click.FloatRange(0, 1),
+    callback=_numbers,
     metavar="R",
     help="Also take single requests of which this share misses; may be repeated.",
 )

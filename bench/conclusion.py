@@ -74,7 +74,8 @@ def conclude(folder: Folder) -> Conclusion:
     if run["ended"] != "finished":
         why = "its numbers are those of the levels that were reached"
         again = f"go on where it stopped: bench sweep --resume {folder.path}"
-        warnings.append(Warning(f"the run did not finish: {run['ended']}", why, again, fatal=True))
+        how = "it was killed, or is running still" if run["ended"] == "running" else run["ended"]
+        warnings.append(Warning(f"the run did not finish: {how}", why, again, fatal=True))
     run["verdict"] = {
         **next(iter(verdicts.values())),
         "valid": bool(rows) and not any(warning.fatal for warning in warnings),

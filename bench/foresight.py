@@ -146,7 +146,7 @@ def facts(server: Simulated) -> dict[str, Any]:
         "settings": [told, told],
         "dialect": {"name": "simulated", "reports_cached": True},
         "capacity": asdict(capacity.expected(server.launch)),
-        "simulated": {"setup": asdict(setup), "speed": asdict(server.speed)},
+        "simulated": {"setup": asdict(server.setup), "speed": asdict(server.speed)},
     }
 
 

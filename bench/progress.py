@@ -1,10 +1,12 @@
 """What moves while a run runs: one line on a terminal, plain lines anywhere else."""
 
 import math
+import os
 import shutil
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TextIO
 
 from bench import capacity, inert, sample, secret, stats, table
@@ -20,7 +22,7 @@ class Terminal:
     """Progress: one moving line on a terminal, plain lines anywhere else."""
 
     def __init__(self, out: TextIO | None = None) -> None:
-        self.out = out or sys.stderr
+        self.out = out or sys.stderr or open(os.devnull, "w")  # noqa: SIM115
         self.moving = self.out.isatty()
         self._shown = ""
         self._drawn_at = 0.0
@@ -36,17 +38,21 @@ class Terminal:
         text = inert.line(text)
         if self.moving:
             width = shutil.get_terminal_size().columns - 1
-            self.out.write(f"\r\x1b[2K{text[:width]}")
+            self._write(f"\r\x1b[2K{text[:width]}")
         elif text and text.partition(" (")[0] != self._shown:
             self._shown = text.partition(" (")[0]
-            self.out.write(f"{text}\n")
-        self.out.flush()
+            self._write(f"{text}\n")
 
     def print(self, text: str) -> None:
         """A line that stays."""
         text = inert.screen(secret.without(text))
-        self.out.write(f"\r\x1b[2K{text}\n" if self.moving else f"{text}\n")
-        self.out.flush()
+        self._write(f"\r\x1b[2K{text}\n" if self.moving else f"{text}\n")
+
+    def _write(self, text: str) -> None:
+        """Whether anybody reads it or not: a night's run does not end because its log is full."""
+        with suppress(OSError):
+            self.out.write(text)
+            self.out.flush()
 
     def server_ready(self, target: Endpoint, expected: capacity.Capacity | None, started_s: float) -> None:
         version = f"vLLM {target.version}" if target.version else "a server that does not tell its version"

@@ -11,7 +11,7 @@ from bench.conclusion import Conclusion
 from bench.load import Level
 from bench.recipe import Launch
 from bench.records import Folder
-from bench.words import conditions, footnotes, sentences, stamp, title
+from bench.words import conditions, footnotes, sentences, stamp, title, unchecked
 
 
 def files(done: Conclusion) -> dict[str, str]:
@@ -34,7 +34,8 @@ def write(folder: Folder, done: Conclusion) -> None:
 def markdown(done: Conclusion) -> str:
     """The study's table, its verdict and its conditions, ready to be pasted."""
     run = done.run
-    parts = [f"# {_inert(title(run))}", "", *(f"- {_inert(text)}" for text in (*sentences(run), stamp(run))), ""]
+    said = [*sentences(run), stamp(run), *unchecked(run)]
+    parts = [f"# {_inert(title(run))}", "", *(f"- {_inert(text)}" for text in said), ""]
     parts += [table.markdown(done.rows), *(f"{_inert(note)}\n" for note in footnotes(done.rows)), "## Conditions", ""]
     return "\n".join([*parts, *(f"- {_inert(text)}" for text in conditions(run)), ""])
 
@@ -47,7 +48,7 @@ def _inert(text: str) -> str:
 def closing(done: Conclusion, folder: Folder) -> str:
     """What stands on the screen when a run is over."""
     width = min(100, shutil.get_terminal_size().columns)
-    said = [*footnotes(done.rows), *sentences(done.run), f"{stamp(done.run)}."]
+    said = [*footnotes(done.rows), *sentences(done.run), f"{stamp(done.run)}.", *unchecked(done.run)]
     wrap = [textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False) for text in said]
     return "\n".join([title(done.run), "", table.text(done.rows), *wrap, f"Report: {folder.path / 'report.html'}"])
 

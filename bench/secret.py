@@ -15,8 +15,11 @@ SHORT = 8  # characters; nothing shorter is a secret, and half of all words have
 INSTEAD = "***"
 # Names of flags, variables and fields end like this where what follows is a secret: --api-key, HF_TOKEN, "password".
 ENDING = r"(?:key|token|secret|passw(?:or)?d|credentials?|auth|authorization)"
+NUMBER = r"\d{1,7}(?:\.\d+)?"  # no key is one: --limit first-token=30
 NAME = r"[\w.-]{0,60}" + ENDING
-GIVEN = re.compile(rf"""(?<!\S)(--?{NAME})\s+[^\s-]|({NAME})(?:=|["']\s*:\s*["'])["']?[^\s"']""", re.IGNORECASE)
+GIVEN = re.compile(
+    rf"""(?<!\S)(--?{NAME})\s+[^\s-]|({NAME})(?:=|["']\s*:\s*["'])["']?(?!{NUMBER}(?!\S))[^\s"']""", re.IGNORECASE
+)
 LOOKS = re.compile(
     r"(?<![\w-])(?:(?:hf|gh[a-z])_[A-Za-z0-9]{20,}|(?:sk|glpat|nvapi)-[\w-]{16,}|AKIA[A-Z0-9]{16})"
     r"|(?<=://)[^\s/@'\"]+(?=@)"

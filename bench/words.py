@@ -29,6 +29,16 @@ def stamp(run: dict[str, Any]) -> str:
     return plain(f"{text}. Departs from the published recipe: {'; '.join(departs)}" if departs else text)
 
 
+OF_NUMBERS = ("enough sessions for every percentile", "repeats agree")  # more of the same would tell; said elsewhere
+
+
+def unchecked(run: dict[str, Any]) -> list[str]:
+    """What nobody could vouch for."""
+    found = [check for check in run["verdict"]["checks"] if check["passed"] is None and check["name"] not in OF_NUMBERS]
+    told = (f"whether {check['name']} ({check['detail']})" for check in found)
+    return [plain(f"Could not be checked: {'; '.join(told)}.")] if found else []
+
+
 def sentences(run: dict[str, Any]) -> list[str]:
     """The verdict, a sentence a thing."""
     several = len(run["variants"]) > 1

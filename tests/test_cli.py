@@ -69,6 +69,8 @@ BAD = {
     ),
     "a switch that is no switch": (("--gpu", "l4", "--vary", "prefix-caching=maybe"), "has no flag --prefix-caching"),
     "endpoint and card": (("--endpoint", "http://127.0.0.1:9", "--gpu", "l4"), "--gpu cannot change it"),
+    "a share that is not a number": (("--gpu", "l4", "--miss-rate", "nan"), "nan is no number"),
+    "more repeats than a life has": (("--gpu", "l4", "--repeats", "99999999"), "not in the range"),
     "vary without values": (("--gpu", "l4", "--vary", "kv"), "is not WHAT=A,B"),
 }
 
@@ -163,6 +165,21 @@ def test_a_server_that_tells_nothing_is_measured_and_the_rest_is_not_measured(at
     assert float(cells["ttft_p50_s"]) > 0
     assert cells["lost_tokens"] == cells["prefix_hit_rate"] == cells["preemptions"] == ""
     assert run["verdict"]["predicted_knee"] is None
+
+
+def test_a_log_that_takes_no_more_costs_no_run(at: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        words = [sys.executable, "-m", "bench", "sweep", *FAST, *fake("healthy"), "--out", "run"]
+        ran = subprocess.run(words, stderr=full, timeout=60)
+    assert ran.returncode in (0, 4)  # 4: a machine with too much to do
+    assert json.loads((at / "run" / "run.json").read_text())["ended"] == "finished"
+
+
+def test_what_nobody_can_vouch_for_is_said(at: Path) -> None:
+    bench("sweep", *FAST, *fake("healthy"), "--out", "run")
+    (at / "run" / "client.jsonl").unlink()
+    said = " ".join(bench("report", "run").stdout.split())
+    assert "the client did not tell how it did" in said
 
 
 def test_every_file_of_a_run_is_there(at: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -180,3 +181,18 @@ def test_at_whatever_moment_it_comes_there_is_no_traceback_and_nothing_is_left(b
         sweep.ended()
         assert sweep.process.returncode == 130
         shutil.rmtree(sweep.place / "run", ignore_errors=True)
+
+
+def test_while_the_program_is_still_loading_it_is_no_crash() -> None:
+    script = """
+        import sys, bench.__main__
+        class Interrupted:
+            def find_spec(self, name, *_):
+                if name == "bench.cli":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Interrupted())
+        bench.__main__.main()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
+    assert (ran.returncode, ran.stderr) == (130, "bench: interrupted\n")

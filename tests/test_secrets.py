@@ -264,6 +264,7 @@ def test_a_secret_on_the_command_line_is_refused_without_being_repeated(at: Path
         "--endpoint http://127.0.0.1:8000/v1",
         "--model /home/hf_models/x",
         "docker run -e HF_TOKEN vllm",
+        "--limit first-token=30 --limit=first-token=2.5 --limit gap=5",
     ],
 )
 def test_what_is_no_secret_is_let_through(line: str) -> None:
