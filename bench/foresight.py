@@ -4,11 +4,10 @@ What comes of it is concluded and reported by the same code; run.json says `simu
 """
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from bench import capacity, load, virtual
+from bench import capacity, load, stats, virtual
 from bench.capacity import kv_bytes_per_token
 from bench.errors import BenchError
 from bench.load import Level, Stage
@@ -17,6 +16,7 @@ from bench.recipe import Launch
 from bench.records import TurnRecord
 from bench.simulate import Engine, Outline, Setup
 from bench.speed import Speed
+from bench.stats import LevelRow
 from bench.workload import Workload
 
 # Shares of a card's peak that are reached: the study's L4 prefilled 5.2K tokens/s, and took 26.9 ms a decoded token.
@@ -150,5 +150,6 @@ def facts(server: Simulated) -> dict[str, Any]:
     }
 
 
-def seconds(played: Sequence[Played]) -> float:
-    return max((record.end_s for one in played for record in one.records), default=0.0)
+def row(server: Simulated, level: Level, workload: Workload, seed: int) -> LevelRow:
+    own = [record for record in play(server, level, workload, seed).records if record.turn > 0]
+    return stats.reduce(own, [], workload.file.shared_tokens)

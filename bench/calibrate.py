@@ -1,0 +1,122 @@
+"""The constants of a machine, out of a run that happened there: those with which the simulation says what was measured.
+
+Nothing but a run's records is needed. Each constant is positive, so their logarithms are fitted; what a run cannot tell
+apart stays near where it began.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from bench import foresight, stats
+from bench.errors import BenchError
+from bench.foresight import Simulated
+from bench.load import Level
+from bench.records import Folder
+from bench.speed import Speed
+from bench.stats import LevelRow
+from bench.workload import Workload
+
+MOST_LEVELS = 6  # of sessions; from the lowest to the highest
+ROUNDS = 8
+ENOUGH = 0.01  # of the squared error, by which a round still has to be better
+NEAR = 0.03  # how strongly a constant is held where it began
+APART = 0.05  # of a logarithm, to see what a constant does
+WIDEST = 1.5  # of a logarithm, in one round
+COMPARED = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "req_per_s")
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What was measured of one server, and the same server as it would be simulated."""
+
+    server: Simulated
+    workload: Workload
+    seed: int
+    measured: dict[Level, LevelRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    speed: Speed
+    errors: tuple[dict[Level, dict[str, float]], ...]  # of each case: predicted over measured, less one, by column
+
+    @property
+    def typical(self) -> float:
+        """The median of all of them, whichever way they go."""
+        return float(np.median([abs(error) for case in self.errors for row in case.values() for error in row.values()]))
+
+
+def rows(folder: Folder, variant: str) -> dict[Level, LevelRow]:
+    """What was measured, of the levels that a simulation can play too."""
+    run, records = folder.manifest(), folder.records()
+    found = {}
+    for told in run["levels"]:
+        level = Level(**told)
+        own = [record for record in records if record.play == level.play and record.turn > 0]
+        if level.variant == variant and len(own) == level.requests and all(record.status == "ok" for record in own):
+            found[level] = stats.reduce(own, [], run["typical"]["shared_tokens"])
+    if not found:
+        raise BenchError(f"{folder.path}: no level of {variant} was answered whole", "calibrate on a valid run")
+    return found
+
+
+def _some(measured: dict[Level, LevelRow]) -> dict[Level, LevelRow]:
+    """From the lowest level to the highest, and the bounds: enough to fit to."""
+    sessions = [level for level in measured if level.case == "realistic"]
+    picked = {round(at) for at in np.linspace(0, len(sessions) - 1, MOST_LEVELS)}
+    chosen = {level for at, level in enumerate(sessions) if at in picked}
+    return {level: row for level, row in measured.items() if level in chosen or level.case in ("best", "worst")}
+
+
+def fit(cases: Sequence[Case], say: Callable[[str], None]) -> Fit:
+    """Least squares on logarithms, by Gauss and Newton, damped. They all have the speed of the first."""
+    begun = cases[0].server.speed
+    chosen = [replace(case, measured=_some(case.measured)) for case in cases]
+    free = [field.name for field in fields(Speed) if getattr(begun, field.name) > 0]
+    before = np.log([getattr(begun, name) for name in free])
+
+    def speed(at: Numbers) -> Speed:
+        values: dict[str, float] = dict(zip(free, np.exp(at).tolist(), strict=True))
+        return replace(begun, **values)
+
+    def off(at: Numbers) -> Numbers:
+        found = [compared(_with(case, speed(at))) for case in chosen]
+        errors = [error for case in found for row in case.values() for error in row.values()]
+        return np.concatenate([np.log1p(errors), NEAR * (at - before)])
+
+    at, now, damping = before, off(before), 1e-2
+    for number in range(ROUNDS):
+        say(f"fitting {len(free)} constants, round {number + 1}: off by {np.median(np.abs(now)):.0%} in the middle")
+        slopes = np.stack([(off(at + APART * unit) - now) / APART for unit in np.eye(len(free))], 1)
+        was = float(now @ now)
+        while damping < 1e3:
+            step = np.linalg.solve(slopes.T @ slopes + damping * np.eye(len(free)), -slopes.T @ now)
+            step = step.clip(-WIDEST, WIDEST)
+            tried = off(at + step)
+            if tried @ tried < was:
+                at, now, damping = at + step, tried, max(damping / 5, 1e-4)
+                break
+            damping *= 5
+        if float(now @ now) > was * (1 - ENOUGH):
+            break
+    return Fit(speed(at), tuple(compared(_with(case, speed(at))) for case in cases))
+
+
+def _with(case: Case, speed: Speed) -> Case:
+    return replace(case, server=replace(case.server, speed=speed))
+
+
+def compared(case: Case) -> dict[Level, dict[str, float]]:
+    return {
+        level: _off(foresight.row(case.server, level, case.workload, case.seed), row)
+        for level, row in case.measured.items()
+    }
+
+
+def _off(predicted: LevelRow, measured: LevelRow) -> dict[str, float]:
+    pairs = {name: (getattr(predicted, name), getattr(measured, name)) for name in COMPARED}
+    return {name: ours / theirs - 1 for name, (ours, theirs) in pairs.items() if ours and theirs}
