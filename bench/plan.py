@@ -1,0 +1,247 @@
+"""The answer before any GPU is paid for: where the memory goes, a run that has not happened, and what would move its knee.
+
+Every level is played on a simulated server and put on file as a real run's would be, so that verdict, table and report
+are made by the same code. Sizing asks the same of each machine there is a file for.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench import capacity, catalogue, foresight, knee, recipe, sweep, tables
+from bench.conclusion import Conclusion
+from bench.errors import BenchError
+from bench.foresight import Simulated
+from bench.knee import Slo
+from bench.load import Level
+from bench.recipe import Launch
+from bench.records import Folder
+from bench.schedule import Schedule
+from bench.stats import LevelRow
+from bench.workload import Workload
+
+MARK = "simulated"  # in every name a reader could take for a measured one's
+SIZES = (1, 2, 4, 8)  # cards that one model is spread over
+
+
+def named(variant: str) -> str:
+    return f"{variant} ({MARK})"
+
+
+def play(schedule: Schedule, servers: Sequence[Simulated], folder: Folder, run: dict[str, Any]) -> Iterator[Level]:
+    """Puts on file what a sweep would; each level is told before it is played."""
+    run[MARK] = True
+    folder.write_manifest(run)
+    reached = 0.0
+    for server in servers:
+        run["variants"][server.name] |= foresight.facts(server)
+        for level in schedule.plays(server.name):
+            yield level
+            played = foresight.play(server, level, schedule.workload, schedule.seed, reached)
+            for record in played.records:
+                folder.keep(record)
+            for sample in played.samples:
+                folder.append("server.jsonl", sample)
+            reached = max(reached, *(record.end_s for record in played.records))
+    run |= {"ended": "finished", "wall_s": reached}
+    folder.write_manifest(run)
+
+
+def variants(servers: Sequence[Simulated]) -> list[sweep.Variant]:
+    return [sweep.Variant(server.name, server.launch, _nobody) for server in servers]
+
+
+def _nobody() -> Any:
+    raise AssertionError("nothing is started")
+
+
+def waterfall(server: Simulated, workload: Workload, seed: int) -> list[str]:
+    """From the card's memory to sessions, a line each."""
+    found, shared = capacity.expected(server.launch), workload.file.shared_tokens
+    typical = workload.typical(seed)
+    each = typical.own_tokens + typical.output_tokens
+    lines = []
+    if found.memory_gb is not None and found.usable_gb is not None:
+        lines += [
+            f"{found.memory_gb:8.1f} GB   the memory of {_cards(server.launch)}",
+            f"{found.usable_gb:8.1f} GB   of it, what vLLM may use (--gpu-memory-utilization {server.launch.utilization:g})",
+            f"{found.weights_gb or 0:8.1f} GB   weights",
+            f"{found.other_gb or 0:8.1f} GB   activations, graphs and whatever else is in use",
+            f"{found.pool_gb or 0:8.1f} GB   left for the KV cache, at {found.bytes_per_token or 0:,.0f} bytes a token",
+        ]
+    fits = capacity.sessions_that_fit(server.tokens, workload, seed)
+    return [
+        *lines,
+        f"{server.tokens:11,}   tokens" + ("" if lines else f" ({found.why})"),
+        f"{shared:11,}   of them shared by all sessions, once",
+        f"{each:11,.0f}   a session's own at its deepest, its last answer included",
+        f"{fits:11.1f}   sessions fit",
+    ]
+
+
+def _cards(launch: Launch) -> str:
+    card = launch.file.card
+    name = card.name if card else launch.name
+    return f"{launch.tp} x {name}" if launch.tp > 1 else name
+
+
+@dataclass(frozen=True, slots=True)
+class Lever:
+    what: str
+    sessions: float | None  # that fit with it; None: the model does not fit
+    price_usd_h: float | None
+
+
+def levers(server: Simulated, workload: Workload, seed: int) -> list[Lever]:
+    """One thing changed at a time, and how many sessions fit then."""
+    launch = server.launch
+    changed = {f"--kv {kv}": replace(launch, kv=kv) for kv in launch.file.kv if kv != launch.kv}
+    if launch.file.card is not None:
+        changed[f"--tp {2 * launch.tp}"] = replace(launch, tp=2 * launch.tp)
+        if launch.utilization < 0.94:
+            flags = (*launch.extra, "--gpu-memory-utilization", "0.95")
+            changed["--gpu-memory-utilization 0.95"] = replace(launch, extra=flags)
+        for name, file, digest in _machines():
+            card = file.card
+            if card and launch.kv in file.kv and card.memory_gb.value > launch.file.card.memory_gb.value:
+                changed[f"--gpu {name}"] = replace(launch, name=name, file=file, digest=digest)
+    found = [Lever(what, _fit(one, workload, seed), _usd_h(one)) for what, one in changed.items()]
+    half = replace(workload, file=replace(workload.file, session=_half(workload.file.session)))
+    fits = capacity.sessions_that_fit(server.tokens, half, seed)
+    return [*found, Lever("half as many turns", fits, _usd_h(launch))]
+
+
+def _machines() -> Iterator[tuple[str, recipe.RecipeFile, str]]:
+    for name in tables.shipped("launch"):
+        yield recipe.load(name)
+
+
+def _half(session: Any) -> Any:
+    turns = session.turns
+    if isinstance(turns, int):
+        return replace(session, turns=max(1, turns // 2))
+    smaller = replace(turns, min=max(1, turns.min // 2), max=max(1, turns.max // 2))
+    return replace(session, turns=smaller if turns.mean is None else replace(smaller, mean=max(1.0, turns.mean / 2)))
+
+
+def _fit(launch: Launch, workload: Workload, seed: int) -> float | None:
+    try:
+        tokens = capacity.expected(launch).tokens
+    except BenchError:
+        return None
+    return None if tokens is None else capacity.sessions_that_fit(tokens, workload, seed)
+
+
+def _usd_h(launch: Launch) -> float | None:
+    return launch.file.card.price_usd_h.value * launch.tp if launch.file.card else None
+
+
+def cliff_s(server: Simulated, workload: Workload, seed: int) -> float:
+    """How high the cliff is: once the cache is full, all that is in it but the shared prompt is prefilled again."""
+    unique = max(0, server.tokens - workload.file.shared_tokens)
+    depth = workload.file.shared_tokens + workload.typical(seed).own_tokens / 2
+    steps = unique / server.setup.budget
+    return steps * server.speed.step(server.setup.budget, server.setup.budget * depth, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """So many replicas of one server, for so many agents."""
+
+    launch: Launch
+    sessions: int  # that each holds with the promise kept
+    replicas: int
+    usd_h: float
+    usd_per_1000_tasks: float | None
+
+
+def sizing(
+    agents: int,
+    slo: Slo,
+    workload: Workload,
+    seed: int,
+    kv: str,
+    model: str | None,
+    say: Callable[[str], None],
+) -> list[Fleet]:
+    """Over all machines there is a file for, the cheapest first."""
+    found = []
+    for name, file, digest in _machines():
+        if file.card is None or kv not in file.kv:
+            continue
+        for tp in SIZES:
+            launch = Launch(name, file, digest, kv, model or file.serve.model, tp)
+            if (fit := _fit(launch, workload, seed)) is None or fit < 1:
+                continue
+            say(f"asking {tp} x {name}")
+            if one := _fleet(launch, fit, agents, slo, workload, seed):
+                found.append(one)
+            break  # more cards to a server than it takes cost more for each session, as a rule: --vary tp= shows it
+    return sorted(found, key=lambda one: one.usd_h)
+
+
+def _fleet(launch: Launch, fit: float, agents: int, slo: Slo, workload: Workload, seed: int) -> Fleet | None:
+    speed = foresight.of_card(launch)
+    if speed is None:
+        return None
+    server = foresight.simulated(launch.kv, launch, speed)
+    row = best(server, slo, workload, seed, min(agents, math.ceil(fit)))
+    if row is None:
+        return None
+    replicas = math.ceil(agents / row.concurrency)
+    usd_h = replicas * (_usd_h(launch) or 0.0)
+    price = catalogue.price(usd_h / replicas, row.req_per_s, workload.typical(seed).turns)
+    return Fleet(launch, row.concurrency, replicas, usd_h, price)
+
+
+def best(server: Simulated, slo: Slo, workload: Workload, seed: int, most: int) -> LevelRow | None:
+    """The highest level that keeps the promise, by halving: what is kept at a level is kept below it."""
+    low, high, found = 0, most + 1, None
+    while high - low > 1:
+        level = (low + high) // 2 if low or high <= most else most
+        requests = max(200, round(level * workload.typical(seed).turns))
+        row = foresight.row(server, Level(server.name, "realistic", level, 0, requests), workload, seed)
+        if slo.met(row):
+            low, found = level, row
+        else:
+            high = level
+    return found
+
+
+def summary(done: Conclusion, servers: Sequence[Simulated], workload: Workload, seed: int) -> list[str]:
+    """What a planner asks besides the table."""
+    lines = []
+    for server in servers:
+        lines += ["", f"{server.name}: from memory to sessions", *waterfall(server, workload, seed)]
+        height = cliff_s(server, workload, seed)
+        lines.append(f"Past the knee a request may wait about {height:.1f} s: that long the whole cache takes to fill anew.")
+        verdict = done.run["verdict"]["variants"][server.name]
+        row = next((one for one in done.rows if _is(one, server.name, verdict["ceiling"])), None)
+        price = catalogue.price(_usd_h(server.launch), row.req_per_s if row else None, workload.typical(seed).turns)
+        if price is not None:
+            lines.append(f"At the ceiling of {verdict['ceiling']} sessions a thousand tasks cost ${price:,.2f}.")
+        lines += ["", "What would move the knee:", *_moves(server, workload, seed)]
+    return lines
+
+
+def _is(row: LevelRow, variant: str, level: int | None) -> bool:
+    return (row.variant, row.case, row.concurrency) == (variant, "realistic", level)
+
+
+def _moves(server: Simulated, workload: Workload, seed: int) -> Iterator[str]:
+    for lever in sorted(levers(server, workload, seed), key=lambda one: -(one.sessions or 0)):
+        fits = "does not fit" if lever.sessions is None else f"{lever.sessions:6.1f} sessions"
+        price = "" if lever.price_usd_h is None else f"   ${lever.price_usd_h:,.2f} an hour"
+        yield f"  {lever.what:32} {fits:>15}{price}"
+
+
+def fleets(found: Sequence[Fleet], agents: int, slo: knee.Slo) -> list[str]:
+    if not found:
+        return [f"No machine on file keeps {slo.text} even for one session: relax it, or shorten the sessions."]
+    lines = [f"{agents} agents with {slo.text}, the cheapest first:"]
+    for one in found:
+        cards = f"{one.replicas} x {one.launch.tp} {one.launch.name}" if one.launch.tp > 1 else f"{one.replicas} x {one.launch.name}"
+        price = "" if one.usd_per_1000_tasks is None else f"   ${one.usd_per_1000_tasks:,.2f} a thousand tasks"
+        lines.append(f"  {cards:16} {one.sessions:5} sessions each   ${one.usd_h:9,.2f} an hour{price}")
+    return lines
