@@ -11,14 +11,14 @@ FLOORS = {
     **dict.fromkeys(("plots", "side"), 6),
     **dict.fromkeys(("sweep", "progress", "conclusion", "page", "catalogue", "export", "lives"), 5),
     **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "scene", "troupe"), 4),
-    **dict.fromkeys(("load", "stats", "official"), 3),
-    **dict.fromkeys(("client", "server", "capacity", "waits", "foreign", "journal"), 2),
+    **dict.fromkeys(("load", "stats", "official", "capacity"), 3),
+    **dict.fromkeys(("client", "server", "division", "waits", "foreign", "journal"), 2),
     **dict.fromkeys(
         ("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "manifest"), 1
     ),
-    **dict.fromkeys(("hypertext", "connection", "dialect", "pulse", "key", "family"), 1),
+    **dict.fromkeys(("hypertext", "connection", "dialect", "pulse", "key", "family", "kv"), 1),
     **dict.fromkeys(("errors", "tables", "sample", "svg", "wire", "limits", "asking", "clocks", "secret"), 0),
-    **dict.fromkeys(("bounded", "shape", "inert", "keeper", "interrupt"), 0),
+    **dict.fromkeys(("bounded", "shape", "inert", "keeper", "interrupt", "geometry"), 0),
 }
 # There is one error, which tells no secret, one HTTP, one limit to what is read, and one list of what is no plain text.
 ALLOWED_SIBLINGS = {
