@@ -5,7 +5,7 @@ apart stays near where it began.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ NEAR = 0.03  # how strongly a constant is held where it began
 APART = 0.05  # of a logarithm, to see what a constant does
 WIDEST = 1.5  # of a logarithm, in one round
 COMPARED = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "req_per_s")
+CONSTANTS = tuple(field.name for field in fields(Speed) if field.name != "source")
 Numbers = npt.NDArray[np.float64]
 
 
@@ -76,12 +77,11 @@ def fit(cases: Sequence[Case], say: Callable[[str], None]) -> Fit:
     """Least squares on logarithms, by Gauss and Newton, damped. They all have the speed of the first."""
     begun = cases[0].server.speed
     chosen = [replace(case, measured=_some(case.measured)) for case in cases]
-    free = [field.name for field in fields(Speed) if getattr(begun, field.name) > 0]
+    free = [name for name in CONSTANTS if getattr(begun, name) > 0]
     before = np.log([getattr(begun, name) for name in free])
 
     def speed(at: Numbers) -> Speed:
-        values: dict[str, float] = dict(zip(free, np.exp(at).tolist(), strict=True))
-        return replace(begun, **values)
+        return Speed(**{**asdict(begun), **dict(zip(free, np.exp(at).tolist(), strict=True))})
 
     def off(at: Numbers) -> Numbers:
         found = [compared(_with(case, speed(at))) for case in chosen]

@@ -1,45 +1,54 @@
-"""Arithmetic before the run: how many tokens the cache should hold, how many sessions fit, how long a run will take."""
+"""Arithmetic before the run: how many tokens the cache should hold, how many sessions fit, how long a run will take.
 
-from dataclasses import dataclass
+What each figure rests on, and where it departs from the printed ones: docs/arithmetic.md.
+"""
 
+import math
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice
+
+import numpy as np
+
+from bench import division, kv, recipe, tables, workload
 from bench.errors import BenchError
-from bench.model import Geometry, geometry
+from bench.geometry import Geometry, Unknown
 from bench.recipe import Launch
+from bench.speed import Speed
 from bench.workload import Workload
 
-# Shares of the card's peak, from the study's own figures on an L4: 5.2K tokens/s of prefill, 26.9 ms a decoded token.
-PREFILL_SHARE = 0.31
-DECODE_SHARE = 0.70
-# vLLM's 4-bit TurboQuant: bytes of one head's key or value (head_dim 128), and layers at either end left in bf16.
-TQ4_BYTES_PER_ELEMENT = 134 / 2 / 128
-TQ4_PLAIN_LAYERS = 2
+# Shares of a card's peak that are reached: the study's L4 prefilled 5.2K tokens/s, and took 26.9 ms a decoded token.
+MATRIX_SHARE = 0.31
+BANDWIDTH_SHARE = 0.70
+REQUEST_S = 0.005  # assumed: HTTP, JSON and the way to the engine
+SIZES = (1, 2, 4, 8)  # of a group of GPUs that is worth proposing
+SESSIONS = 64  # that a mean is taken over
+ONE_IN_100 = 2.33  # standard deviations: what is exceeded one time in a hundred, as a knee is
 
 
 def kv_bytes_per_token(model: Geometry, dtype: str) -> float | None:
     """Of all layers together; None for a layout we have not checked against vLLM."""
-    elements = 2 * model.kv_heads * model.head_dim
-    if dtype in ("auto", "bfloat16", "float16"):
-        return elements * 2.0 * model.layers
-    if dtype in ("fp8", "fp8_e4m3", "fp8_e5m2"):
-        return elements * 1.0 * model.layers
-    if dtype == "turboquant_4bit_nc":
-        plain = min(model.layers, 2 * TQ4_PLAIN_LAYERS)
-        return elements * (plain * 2 + (model.layers - plain) * TQ4_BYTES_PER_ELEMENT)
-    return None
+    try:
+        return sum(kv.layer_bytes(model, dtype))
+    except Unknown:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """From the card's memory to tokens. GB are 10^9 bytes; None where something is not known before the server says."""
+    """From memory to tokens, of all GPUs together. GB are 10^9 bytes; None is not known before the server says."""
 
-    tokens: int | None
+    tokens: int | None  # as vLLM counts them: of requests as long as --max-model-len
     why: str
     memory_gb: float | None = None
     usable_gb: float | None = None
     weights_gb: float | None = None
     other_gb: float | None = None
     pool_gb: float | None = None
-    bytes_per_token: float | None = None
+    bytes_per_token: float | None = None  # of a context as long as --max-model-len
+    gpus: int = 1
+    slots: float | None = None  # a token takes one for each group of layers that keeps it
+    windows: tuple[int | None, ...] = (None,)  # of each group; None keeps every token
+    notes: tuple[str, ...] = ()  # what a reader would not expect
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,38 +63,101 @@ class Forecast:
 def expected(launch: Launch) -> Capacity:
     blocks, size = launch.number("--num-gpu-blocks-override"), launch.number("--block-size")
     if blocks and size:
-        return Capacity(int(blocks * size), f"pinned: {blocks:.0f} blocks of {size:.0f} tokens")
-    card, model = launch.file.card, _geometry(launch)
-    if card is None or card.other_gb is None or model is None:
-        unknown = "the card's memory" if card is None else "the model's geometry"
-        return Capacity(None, f"not known before the server reports it: {unknown} is not at hand")
-    usable = card.memory_gb.value * launch.utilization * launch.tp
-    weights, other = model.weights_bytes / 1e9, card.other_gb.value * launch.tp
-    each = kv_bytes_per_token(model, launch.precision.dtype)
-    if each is None:
-        return Capacity(None, f"not known before the server reports it: no layout on file for {launch.precision.dtype}")
-    pool = usable - weights - other
-    if pool <= 0:
+        return _pinned(launch, int(blocks), int(size))
+    try:
+        return _from_memory(launch, division.divided(launch))
+    except Unknown as reason:
+        return Capacity(None, f"not known before the server reports it: {reason}")
+
+
+def _pinned(launch: Launch, blocks: int, size: int) -> Capacity:
+    slots, why = blocks * size, f"pinned: {blocks} blocks of {size} tokens"
+    try:
+        windows = kv.windows(division.shapes_of(launch))
+    except Unknown:
+        return Capacity(slots, why)
+    tokens = slots if windows == (None,) else _counted(launch, slots, windows)
+    return Capacity(tokens, why, slots=slots, windows=windows)
+
+
+def _from_memory(launch: Launch, found: division.Division) -> Capacity:
+    card = launch.file.card
+    if card is None or card.other_gb is None:
+        raise Unknown("the card's memory is not at hand")
+    gpus, windows = found.tp * len(found.pools), kv.windows(found.model)
+    memory, weights, other = card.memory_gb.value * gpus, found.all_gb(found.weights), card.other_gb.value * gpus
+    if found.slots <= 0:
         raise BenchError(
-            f"{launch.model} does not fit: {weights:.1f} GB of weights and {other:.1f} GB besides are {-pool:.1f} GB"
-            f" more than {usable:.1f} GB, {launch.utilization:g} of the memory of {launch.tp} x {card.name}",
-            "give a higher --tp, a larger card or a smaller model",
+            f"{launch.model} does not fit: {weights:.1f} GB of weights and {other:.1f} GB besides are"
+            f" {-min(found.pools) / 1e9:.1f} GB a GPU more than {launch.utilization:g} of the memory of"
+            f" {gpus} x {card.name}",
+            would_fit(launch),
         )
+    share = division.admission(launch).slots(windows) / division.context(launch)
+    each = found.all_gb(found.slot_bytes) * 1e9 * share
     return Capacity(
-        tokens=int(pool * 1e9 / each),
-        why=f"({card.memory_gb.value * launch.tp:.1f} GB x {launch.utilization:g} - {weights:.1f} weights"
+        tokens=_counted(launch, found.slots, windows),
+        why=f"({memory:.1f} GB x {launch.utilization:g} - {weights:.1f} weights"
         f" - {other:.1f} other) / {each:,.0f} B a token",
-        memory_gb=card.memory_gb.value * launch.tp,
-        usable_gb=usable,
+        memory_gb=memory,
+        usable_gb=memory * launch.utilization,
         weights_gb=weights,
         other_gb=other,
-        pool_gb=pool,
+        pool_gb=found.all_gb(found.pools),
         bytes_per_token=each,
+        gpus=gpus,
+        slots=found.slots,
+        windows=windows,
+        notes=tuple(found.notes()),
     )
 
 
-def _geometry(launch: Launch) -> Geometry | None:
-    return geometry(launch.model, fp8_weights=launch.flag("--quantization") == "fp8")
+def _counted(launch: Launch, slots: float, windows: tuple[int | None, ...]) -> int:
+    """What vLLM reports as the size of its cache: requests of the longest context, times that context."""
+    return int(slots * division.context(launch) / division.admission(launch).slots(windows))
+
+
+def would_fit(launch: Launch) -> str:
+    """A hint: the least --tp on this card, and the shipped cards, that would hold one request of --max-model-len."""
+    parts = [f"--tp {tp}" for tp in SIZES if tp > launch.tp and _holds(replace(launch, tp=tp))]
+    cards = {name: recipe.load(name)[1].card for name in tables.shipped("launch") if name != launch.name}
+    others = [
+        f"--gpu {name}"
+        for name, card in cards.items()
+        if card and _holds(replace(launch, file=replace(launch.file, card=card)))
+    ]
+    if not parts and not others:
+        return "no shipped card holds it at this precision, nor eight of this one: give a smaller model"
+    return f"{' or '.join([*parts[:1], *others])} would hold it"
+
+
+def _holds(launch: Launch) -> bool:
+    try:
+        found = division.divided(launch)
+        return found.slots >= division.admission(launch).slots(kv.windows(found.model))
+    except (Unknown, BenchError):
+        return False
+
+
+def check_context(launch: Launch, work: Workload) -> None:
+    """The deepest prompt and its answer against --max-model-len, and that against the model and the cache."""
+    workload.fits(work, division.context(launch))
+    try:
+        longest = division.shapes_of(launch).context
+    except Unknown:
+        return
+    if launch.context > longest:
+        raise BenchError(
+            f"--max-model-len {launch.context:,} is more than the {longest:,} tokens {launch.model} was made for",
+            f"give --max-model-len {longest} behind --, or another model",
+        )
+    tokens = expected(launch).tokens
+    if tokens is not None and tokens < launch.context:
+        raise BenchError(
+            f"the cache would hold {tokens:,} tokens, and vLLM does not start unless one request of --max-model-len"
+            f" {launch.context:,} fits",
+            f"lower --max-model-len behind --; {would_fit(launch)}",
+        )
 
 
 def sessions_that_fit(tokens: int, workload: Workload, seed: int = 0) -> float:
@@ -98,31 +170,75 @@ def fit(tokens: int, shared: float, each: float) -> float:
     return max(0.0, (tokens - shared) / each)
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """First-order speed of one request; only the expected duration rests on it."""
-
-    prefill_tokens_s: float
-    decode_s: float
-
-
-def pace(launch: Launch) -> Pace | None:
-    if launch.file.speed is not None:
-        return Pace(launch.file.speed.prefill_tokens_s.value, launch.file.speed.decode_s.value)
-    card, model = launch.file.card, _geometry(launch)
-    if card is None or model is None:
+def sessions(found: Capacity, work: Workload, seed: int = 0) -> float | None:
+    """As `sessions_that_fit`, for a cache of which some layers keep no more than a window of each session."""
+    if found.slots is None:
         return None
-    prefill = PREFILL_SHARE * card.bf16_tflops.value * 1e12 * launch.tp / (2 * model.linear_parameters)
-    decode = model.weights_bytes / (DECODE_SHARE * card.bandwidth_gb_s.value * 1e9 * launch.tp)
-    return Pace(prefill, decode)
+    typical, shared = work.typical(seed), work.file.shared_tokens
+    own = typical.own_tokens + typical.output_tokens
+    once = shared * found.windows.count(None)
+    each = kv.held(found.windows, shared + own, typical.turn_tokens) - once
+    return max(0.0, (found.slots - once) / each)
+
+
+def mixed_depth_fit(tokens: int, work: Workload, seed: int = 0, spread: float = ONE_IN_100) -> float:
+    """The knee when sessions are met at random depths: the number of them that is too much one time in a hundred.
+
+    A session that has ended stays in the cache until all the others have had their turn, so it counts until then.
+    """
+    lives = [_depths(session.steps) for session in islice(work.sessions(seed, 0), SESSIONS)]
+    depths = [depth for life in lives for depth in life]
+    ended = sum(life[-1] for life in lives) / len(depths)
+    mean, deviation = float(np.mean(depths)) + ended, float(np.std(depths))
+    room = max(0.0, float(tokens - work.file.shared_tokens))
+    # room = n mean + spread deviation sqrt(n)
+    half = spread * deviation / (2 * mean)
+    return (math.sqrt(half**2 + room / mean) - half) ** 2
+
+
+def _depths(steps: tuple[workload.Step, ...]) -> list[float]:
+    """Tokens of its own that a session holds after each of its turns."""
+    grown = accumulate(step.new_tokens for step in steps)
+    return [float(own + step.output_tokens) for own, step in zip(grown, steps, strict=True)]
+
+
+def speed(launch: Launch) -> Speed | None:
+    """As fitted to a run of that machine, else by the card's data sheet; None where neither is at hand."""
+    if launch.file.speed is not None:
+        return launch.file.speed
+    card = launch.file.card
+    try:
+        model = division.shapes_of(launch)
+    except Unknown:
+        return None
+    each = kv_bytes_per_token(model, launch.precision.dtype)
+    if card is None or each is None:
+        return None
+    tp = division.parts(launch)[0]
+    flops = MATRIX_SHARE * card.bf16_tflops.value * 1e12 * tp
+    bandwidth = BANDWIDTH_SHARE * card.bandwidth_gb_s.value * 1e9 * tp
+    return Speed(
+        step_s=0.0,
+        weights_s=model.active_bytes / bandwidth,
+        token_s=2 * model.active_parameters / flops,
+        attend_s=4 * model.layers * model.heads * model.head_dim / flops,
+        read_s=each / bandwidth,
+        sequence_s=0.0,
+        request_s=REQUEST_S,
+        said_s=0.0,
+        source=f"the data sheet of {card.name}, and the shares of it that the study's L4 reached",
+    )
 
 
 def level_duration_s(
-    pace: Pace, workload: Workload, case: str, concurrency: int, requests: int, sessions_fit: float | None
+    speed: Speed, workload: Workload, case: str, concurrency: int, requests: int, sessions_fit: float | None
 ) -> float:
     """Prefill is serial, decode is shared by all who are decoding; past the knee half the history is paid again."""
-    typical, bounds = workload.typical(), workload.file.bounds
+    typical, bounds, shared = workload.typical(), workload.file.bounds, workload.file.shared_tokens
     new = {"best": float(bounds.fresh_tokens), "worst": typical.own_tokens}.get(case, typical.turn_tokens)
     if case in ("realistic", "openai") and sessions_fit is not None and concurrency > sessions_fit:
         new += typical.own_tokens / 4
-    return requests * (new / pace.prefill_tokens_s + typical.output_tokens * pace.decode_s / concurrency)
+    depth = shared + typical.own_tokens / 2
+    prefill = speed.step(round(new), new * depth, 0, 1)
+    decode = speed.step(concurrency, 0.0, round(concurrency * depth), concurrency) / concurrency
+    return requests * (speed.request_s + depth * speed.said_s + prefill + typical.output_tokens * decode)

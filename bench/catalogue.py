@@ -70,7 +70,7 @@ def entries(run: Mapping[str, Any], rows: Sequence[LevelRow], place: PurePath) -
             ceiling=verdict["ceiling"],
             slo=verdict["slo"],
             req_per_s=answered,
-            usd_per_1000_tasks=_price(launch, answered, run["typical"]["turns"]),
+            usd_per_1000_tasks=price(_usd_h(launch), answered, run["typical"]["turns"]),
             date=run["started"][:10],
             vllm=str(server.get("version") or "-"),
             bench=run["machine"]["bench"],
@@ -89,13 +89,14 @@ def _answered(rows: Sequence[LevelRow], variant: str, ceiling: int | None) -> fl
     return next((row.req_per_s for row in rows if (row.variant, row.case, row.concurrency) == at), None)
 
 
-def _price(launch: Mapping[str, Any], req_per_s: float | None, turns: float) -> float | None:
-    """A task is a whole session. None for a machine without a price."""
+def _usd_h(launch: Mapping[str, Any]) -> float | None:
     card = (launch.get("file") or {}).get("card")
-    if card is None or not req_per_s:
-        return None
-    usd_per_s = card["price_usd_h"]["value"] * launch["tp"] / 3600
-    return float(usd_per_s * turns / req_per_s * 1000)
+    return card["price_usd_h"]["value"] * launch["tp"] if card else None
+
+
+def price(usd_h: float | None, req_per_s: float | None, turns: float) -> float | None:
+    """Of a thousand tasks, each a whole session. None for a machine without a price."""
+    return float(usd_h / 3600 * turns / req_per_s * 1000) if usd_h and req_per_s else None
 
 
 def _texts(entry: Entry) -> tuple[str, ...]:

@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench import capacity, load, stats, virtual
-from bench.capacity import kv_bytes_per_token
 from bench.errors import BenchError
 from bench.load import Level, Stage
-from bench.model import geometry
 from bench.recipe import Launch
 from bench.records import TurnRecord
 from bench.simulate import Engine, Outline, Setup
@@ -19,9 +17,6 @@ from bench.speed import Speed
 from bench.stats import LevelRow
 from bench.workload import Workload
 
-# Shares of a card's peak that are reached: the study's L4 prefilled 5.2K tokens/s, and took 26.9 ms a decoded token.
-MATRIX_SHARE = 0.31
-BANDWIDTH_SHARE = 0.70
 GPU_BLOCK = 16  # tokens, where nothing says otherwise: vLLM's default on a card
 SAMPLE_S = 1.0
 
@@ -56,26 +51,6 @@ def simulated(name: str, launch: Launch, speed: Speed, tokens: int | None = None
         threshold=int(launch.number("--long-prefill-token-threshold") or 0),
     )
     return Simulated(name, launch, setup, speed)
-
-
-def of_card(launch: Launch) -> Speed | None:
-    """By the card's data sheet and the model's shapes; None where either is not at hand."""
-    card, model = launch.file.card, geometry(launch.model, fp8_weights=launch.flag("--quantization") == "fp8")
-    bytes_per_token = kv_bytes_per_token(model, launch.precision.dtype) if model else None
-    if card is None or model is None or bytes_per_token is None:
-        return None
-    flops = MATRIX_SHARE * card.bf16_tflops.value * 1e12 * launch.tp
-    bandwidth = BANDWIDTH_SHARE * card.bandwidth_gb_s.value * 1e9 * launch.tp
-    return Speed(
-        step_s=0.0,
-        weights_s=model.weights_bytes / bandwidth,
-        token_s=2 * model.linear_parameters / flops,
-        attend_s=4 * model.layers * model.heads * model.head_dim / flops,
-        read_s=bytes_per_token / bandwidth,
-        sequence_s=0.0,
-        request_s=0.005,
-        said_s=0.0,
-    )
 
 
 @dataclass(frozen=True, slots=True)

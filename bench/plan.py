@@ -1,4 +1,4 @@
-"""The answer before any GPU is paid for: where the memory goes, a run that has not happened, and what would move its knee.
+"""The answer before any GPU is paid for: where memory goes, a run that has not happened, what would move its knee.
 
 Every level is played on a simulated server and put on file as a real run's would be, so that verdict, table and report
 are made by the same code. Sizing asks the same of each machine there is a file for.
@@ -65,18 +65,19 @@ def waterfall(server: Simulated, workload: Workload, seed: int) -> list[str]:
     if found.memory_gb is not None and found.usable_gb is not None:
         lines += [
             f"{found.memory_gb:8.1f} GB   the memory of {_cards(server.launch)}",
-            f"{found.usable_gb:8.1f} GB   of it, what vLLM may use (--gpu-memory-utilization {server.launch.utilization:g})",
+            f"{found.usable_gb:8.1f} GB   {server.launch.utilization:g} of it: --gpu-memory-utilization",
             f"{found.weights_gb or 0:8.1f} GB   weights",
             f"{found.other_gb or 0:8.1f} GB   activations, graphs and whatever else is in use",
             f"{found.pool_gb or 0:8.1f} GB   left for the KV cache, at {found.bytes_per_token or 0:,.0f} bytes a token",
         ]
-    fits = capacity.sessions_that_fit(server.tokens, workload, seed)
+    fits, mixed = capacity.sessions(found, workload, seed), capacity.mixed_depth_fit(server.tokens, workload, seed)
     return [
         *lines,
         f"{server.tokens:11,}   tokens" + ("" if lines else f" ({found.why})"),
         f"{shared:11,}   of them shared by all sessions, once",
         f"{each:11,.0f}   a session's own at its deepest, its last answer included",
-        f"{fits:11.1f}   sessions fit",
+        f"{fits or 0:11.1f}   sessions fit, all at their deepest; {mixed:.1f} at random depths",
+        *(f"              {note}" for note in found.notes),
     ]
 
 
@@ -127,10 +128,9 @@ def _half(session: Any) -> Any:
 
 def _fit(launch: Launch, workload: Workload, seed: int) -> float | None:
     try:
-        tokens = capacity.expected(launch).tokens
+        return capacity.sessions(capacity.expected(launch), workload, seed)
     except BenchError:
         return None
-    return None if tokens is None else capacity.sessions_that_fit(tokens, workload, seed)
 
 
 def _usd_h(launch: Launch) -> float | None:
@@ -182,7 +182,7 @@ def sizing(
 
 
 def _fleet(launch: Launch, fit: float, agents: int, slo: Slo, workload: Workload, seed: int) -> Fleet | None:
-    speed = foresight.of_card(launch)
+    speed = capacity.speed(launch)
     if speed is None:
         return None
     server = foresight.simulated(launch.kv, launch, speed)
@@ -215,7 +215,9 @@ def summary(done: Conclusion, servers: Sequence[Simulated], workload: Workload, 
     for server in servers:
         lines += ["", f"{server.name}: from memory to sessions", *waterfall(server, workload, seed)]
         height = cliff_s(server, workload, seed)
-        lines.append(f"Past the knee a request may wait about {height:.1f} s: that long the whole cache takes to fill anew.")
+        lines.append(
+            f"Past the knee a request may wait about {height:.1f} s: as long as it takes to fill the cache anew."
+        )
         verdict = done.run["verdict"]["variants"][server.name]
         row = next((one for one in done.rows if _is(one, server.name, verdict["ceiling"])), None)
         price = catalogue.price(_usd_h(server.launch), row.req_per_s if row else None, workload.typical(seed).turns)
@@ -241,7 +243,8 @@ def fleets(found: Sequence[Fleet], agents: int, slo: knee.Slo) -> list[str]:
         return [f"No machine on file keeps {slo.text} even for one session: relax it, or shorten the sessions."]
     lines = [f"{agents} agents with {slo.text}, the cheapest first:"]
     for one in found:
-        cards = f"{one.replicas} x {one.launch.tp} {one.launch.name}" if one.launch.tp > 1 else f"{one.replicas} x {one.launch.name}"
+        each = f"{one.launch.tp} " if one.launch.tp > 1 else ""
+        cards = f"{one.replicas} x {each}{one.launch.name}"
         price = "" if one.usd_per_1000_tasks is None else f"   ${one.usd_per_1000_tasks:,.2f} a thousand tasks"
         lines.append(f"  {cards:16} {one.sessions:5} sessions each   ${one.usd_h:9,.2f} an hour{price}")
     return lines

@@ -8,6 +8,7 @@ from typing import Literal
 
 from bench import secret, tables
 from bench.errors import BenchError
+from bench.speed import Speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +64,13 @@ class Precision:
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
-    """What one request alone was seen to run at; only the expected duration of a run rests on it."""
-
-    prefill_tokens_s: Fact
-    decode_s: Fact
-
-
-@dataclass(frozen=True, slots=True)
 class RecipeFile:
     summary: str
     device: Literal["cuda", "cpu"]
     serve: Serve
     kv: dict[str, Precision]
     card: Card | None = None
-    speed: Speed | None = None
+    speed: Speed | None = None  # as fitted to a run there; None: by the card's data sheet
     caveat: str | None = None  # what a reader of the numbers must know
 
 

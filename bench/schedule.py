@@ -86,18 +86,16 @@ class Schedule:
         return None if tokens is None else capacity.sessions_that_fit(tokens, self.workload, self.seed)
 
     def expected_s(self, launch: Launch | None, level: Level, fit: float | None) -> float | None:
-        pace = capacity.pace(launch) if launch else None
-        if pace is None:
+        speed = capacity.speed(launch) if launch else None
+        if speed is None:
             return None
-        each = capacity.level_duration_s(pace, self.workload, level.case, level.concurrency, level.requests, fit)
+        each = capacity.level_duration_s(speed, self.workload, level.case, level.concurrency, level.requests, fit)
         return each
 
 
 def forecast(schedule: Schedule, name: str, launch: Launch) -> capacity.Forecast:
     found = capacity.expected(launch)
-    fit = (
-        capacity.sessions_that_fit(found.tokens, schedule.workload, schedule.seed) if found.tokens is not None else None
-    )
+    fit = capacity.sessions(found, schedule.workload, schedule.seed)
     guesses = [schedule.expected_s(launch, level, fit) for level in schedule.plays(name)]
     known = [guess for guess in guesses if guess is not None]
     return capacity.Forecast(found, fit, launch.file.serve.start_s + sum(known) if len(known) == len(guesses) else None)

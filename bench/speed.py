@@ -15,6 +15,7 @@ class Speed:
     sequence_s: float  # a sequence in a step: sampling, telling
     request_s: float  # a request on its way in and out, by the one process that takes it
     said_s: float  # a token of its prompt on that way
+    source: str = ""
 
     def step(self, tokens: int, attended: float, read: int, sequences: int) -> float:
         """`attended`: pairs of a prompt's token and one before it; `read`: tokens before those that are decoded."""

@@ -8,19 +8,21 @@ FLOORS = {
     "cli": 9,
     "publish": 8,
     "report": 7,
+    "plan": 6,
     **dict.fromkeys(("plots", "side"), 6),
     **dict.fromkeys(("sweep", "progress", "conclusion", "page", "catalogue", "export", "lives"), 5),
-    **dict.fromkeys(
-        ("knee", "cause", "audit", "table", "words", "compare", "scene", "troupe", "schedule", "foresight"), 4
-    ),
-    **dict.fromkeys(("load", "stats", "official"), 3),
-    **dict.fromkeys(("client", "server", "capacity", "waits", "foreign", "journal", "simulate"), 2),
+    **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "scene"), 4),
+    **dict.fromkeys(("troupe", "schedule", "foresight"), 4),
+    "calibrate": 5,
+    **dict.fromkeys(("load", "stats", "official", "capacity"), 3),
+    **dict.fromkeys(("client", "server", "division", "waits", "foreign", "journal", "simulate"), 2),
     **dict.fromkeys(
         ("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "manifest"), 1
     ),
-    **dict.fromkeys(("hypertext", "connection", "dialect", "pulse", "key", "family"), 1),
+    **dict.fromkeys(("hypertext", "connection", "dialect", "pulse", "key", "family", "kv"), 1),
     **dict.fromkeys(("errors", "tables", "sample", "svg", "wire", "limits", "asking", "clocks", "secret"), 0),
-    **dict.fromkeys(("bounded", "shape", "inert", "keeper", "interrupt", "blocks", "speed", "virtual"), 0),
+    **dict.fromkeys(("bounded", "shape", "inert", "keeper", "interrupt", "geometry"), 0),
+    **dict.fromkeys(("blocks", "speed", "virtual"), 0),
 }
 # There is one error, which tells no secret, one HTTP, one limit to what is read, and one list of what is no plain text.
 ALLOWED_SIBLINGS = {

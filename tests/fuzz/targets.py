@@ -86,8 +86,7 @@ def _launched(launch: recipe.Launch) -> None:
     launch.arguments("m", 1)
     assert all("\0" not in f"{name}{value}" and "=" not in name for name, value in launch.environment().items())
     found = capacity.expected(launch).tokens
-    pace = capacity.pace(launch)
-    if found is not None and pace is not None and launch.context:
+    if found is not None and capacity.speed(launch) is not None and launch.context:
         capacity.sessions_that_fit(found, workload.load("coding-agent"), 0)
 
 
