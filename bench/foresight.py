@@ -61,7 +61,14 @@ class Played:
     samples: list[dict[str, Any]]
 
 
-def play(server: Simulated, level: Level, workload: Workload, seed: int, start_s: float = 0.0) -> Played:
+def play(
+    server: Simulated,
+    level: Level,
+    workload: Workload,
+    seed: int,
+    start_s: float = 0.0,
+    enough: load.Enough = lambda _: False,
+) -> Played:
     """On a cold cache, as every level begins; from `start_s` of the run's time on."""
     engine, samples = Engine(server.setup, server.speed), list[dict[str, Any]]()
 
@@ -73,7 +80,7 @@ def play(server: Simulated, level: Level, workload: Workload, seed: int, start_s
     async def go() -> list[TurnRecord]:
         looking = asyncio.create_task(look())
         stage = Stage(Outline(), server.setup.block_size, engine.send, engine.clock)
-        played = await load.play(level, workload, stage, seed)
+        played = await load.play(level, workload, stage, seed, enough)
         looking.cancel()
         samples.append({**_identity(level), "t_s": start_s + engine.clock.now(), **engine.sample()})
         return played

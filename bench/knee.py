@@ -145,14 +145,19 @@ def absence_confidence(turns: Turns, already: bool) -> float | None:
     return 1 - healthy if already else healthy
 
 
+def allowed(slo: Slo) -> float | None:
+    """The share of requests that may be slower than was promised; None where it is no percentile of TTFT."""
+    match = re.fullmatch(r"ttft_p(\d+)_s", slo.metric)
+    return 1 - int(match[1]) / 100 if match and not slo.above else None
+
+
 def ceiling_confidence(slo: Slo, kept: Turns, broken: Turns) -> float | None:
     """How sure it is that the promise is kept there and not at the level above; only of percentiles of TTFT."""
-    match = re.fullmatch(r"ttft_p(\d+)_s", slo.metric)
-    if not match or slo.above:
+    limit = allowed(slo)
+    if limit is None:
         return None
     at = _flags(kept, lambda record: stats.ttft(record) > slo.limit)
     above = _flags(broken, lambda record: stats.least(record) > slo.limit)
-    limit = 1 - int(match[1]) / 100
     return sample.chance_below(at, limit) * (1 - sample.chance_below(above, limit) if above else 1.0)
 
 

@@ -153,12 +153,19 @@ def sessions(workload: Workload, level: Level, seed: int) -> Iterator[Session]:
     return workload.single_shots(seed, miss_rate(level.case))
 
 
-async def play(level: Level, workload: Workload, stage: Stage, seed: int) -> list[TurnRecord]:
+Enough = Callable[[TurnRecord], bool | None]  # of a record: need no more turns be begun?
+
+
+async def play(
+    level: Level, workload: Workload, stage: Stage, seed: int, enough: Enough = lambda _: False
+) -> list[TurnRecord]:
     """Warm up what the case presumes cached, then send `level.requests` turns; in the order in which they ended."""
     records: list[TurnRecord] = []
 
     async def send(turn: Turn) -> TurnRecord:
         records.append(await stage.send(turn))
+        if enough(records[-1]):
+            performance.end()
         return records[-1]
 
     performance = Performance(level, workload, replace(stage, send=send), seed)
@@ -190,6 +197,10 @@ class Performance:
                 await self._open_loop(self.share.take(arrivals))
         except BaseExceptionGroup as several:  # what ends one session ends all: one of them tells it
             raise several.exceptions[0] from None
+
+    def end(self) -> None:
+        """No further turn is begun; those under way end."""
+        self._left = 0
 
     def _understudy(self) -> None:
         if self._left > 0 and len(self._waiting) < self._slots:

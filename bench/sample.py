@@ -13,6 +13,7 @@ KEPT_SESSIONS = 4000  # draws of so many take 32 MB
 BLOCKS = 32
 FEW_SESSIONS = 5  # below this many an interval says nothing
 CONFIDENCE = 0.95
+POINTS = 1000  # of an integral
 
 Groups = Sequence[Sequence[float]]  # a session's values each
 
@@ -135,3 +136,14 @@ def chance_below(sessions: Groups, limit: float) -> float:
     n = len(values) / alike(sessions)
     ones = sum(values) / len(values) * n
     return float(np.mean(np.random.default_rng(0).beta(ones + 0.5, n - ones + 0.5, size=100_000) < limit))
+
+
+def posterior(ones: int, n: int, limit: float) -> float:
+    """`chance_below` of single values, without drawing any: cheap enough to be asked while a level is played."""
+    if limit <= 0:
+        return 0.5
+    k, rest = ones + 0.5, n - ones + 0.5
+    t = np.linspace(0.0, 1.0, POINTS + 1)[1:-1]  # x = limit t^2 has no pole
+    logs = math.lgamma(n + 1) - math.lgamma(k) - math.lgamma(rest) + k * math.log(limit)
+    inside = 2 * np.exp(logs + (2 * k - 1) * np.log(t) + (rest - 1) * np.log1p(-limit * t * t))
+    return min(1.0, float(inside.sum() / POINTS))

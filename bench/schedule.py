@@ -54,10 +54,12 @@ class Schedule:
     limits: Limits
     processes: int | None = None  # of the client; None: as many as it needs
     sdk: bool = False  # every level through the official SDK, too
+    search: bool = False  # which levels are played shows as the run goes
+    max_c: int | None = None
 
     def levels(self, variant: str) -> list[Level]:
         """Bounds last: the curve is what a user waits for."""
-        made = [self._level(variant, "realistic", concurrency) for concurrency in self.concurrencies]
+        made = [] if self.search else [self.realistic(variant, concurrency) for concurrency in self.concurrencies]
         if self.sdk:
             made += [self._level(variant, "openai", concurrency) for concurrency in self.concurrencies]
         cases = [*(f"miss={rate:g}" for rate in self.miss_rates)]
@@ -68,7 +70,14 @@ class Schedule:
 
     def plays(self, variant: str) -> list[Level]:
         """Each level as often as it is to be played."""
-        return [replace(level, repeat=repeat) for level in self.levels(variant) for repeat in range(self.repeats)]
+        repeats = 1 if self.search else self.repeats
+        return [replace(level, repeat=repeat) for level in self.levels(variant) for repeat in range(repeats)]
+
+    def realistic(self, variant: str, concurrency: int) -> Level:
+        return self._level(variant, "realistic", concurrency)
+
+    def requests_at(self, concurrency: int) -> int:
+        return self.realistic("", concurrency).requests
 
     def _bound_levels(self) -> tuple[int, ...]:
         return self.bounds or self.concurrencies

@@ -1,0 +1,372 @@
+"""Which level to play next, and when one has said enough: from a prediction to the knee and the ceiling, step by step.
+
+The rule, in the words a user reads (README, "A search instead of a sweep"):
+- First the level below the predicted knee, then the one above. Where they disagree with it, on by 1, 2, 4, ... sessions
+  until the knee lies between two levels, then halve what lies between. The ceiling in the same way, by the same levels.
+- Of the two levels that it ends with, one that is less than 90 % sure is played again.
+- A level ends early once all it is played for is certain. Past the knee: so many requests lost their history that the
+  whole of it can only be called broken, and 90 % sure, those of one session counted as one. Healthy: 90 % sure, and
+  twice as many sessions begun as there are places, so that all of them have been at their deepest. The same of the
+  promise. What another level has answered is not asked again: no history lost above, a promise broken below.
+- The first level also tells how fast the server is: what was simulated of the ceiling is corrected by it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+from bench import capacity, foresight, knee, sample, stats
+from bench.errors import BenchError
+from bench.foresight import Simulated
+from bench.knee import Slo
+from bench.records import TurnRecord
+from bench.recipe import Launch
+from bench.schedule import Schedule, default_levels
+
+SURE = 0.9
+PLAYS = 2  # of a level that is not sure, at most
+COUNTED = 64  # sessions: a bracket of more is as narrow as one in so many of them
+BLIND = 8  # sessions to begin with, where nothing is known of the cache
+SIMULATED = 3_000  # requests: a level of more would be waited for
+
+Turns = Sequence[TurnRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Is a level past the knee, or the promise broken there?"""
+
+    broken: bool
+    chance: float | None  # that it is; None: that cannot be told
+
+    @property
+    def sure(self) -> bool:
+        return self.chance is None or not 1 - SURE < self.chance < SURE
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One level, by all that was played of it."""
+
+    level: int
+    plays: int
+    knee: Answer
+    ceiling: Answer
+
+
+def judge(levels: Mapping[int, Turns], slo: Slo) -> list[Seen]:
+    """By the rules of the verdict. By times alone a level is compared with the last healthy one below."""
+    found: list[Seen] = []
+    healthy: list[stats.LevelRow] = []
+    for level, records in sorted(levels.items()):
+        turns = [record for record in records if record.turn > 0]
+        row = stats.reduce(turns, [])
+        lost = _lost(row, turns, healthy)
+        healthy = healthy if lost.broken else [row]
+        found.append(Seen(level, row.repeats, lost, _promise(row, turns, slo)))
+    return found
+
+
+def _lost(row: stats.LevelRow, turns: Turns, healthy: list[stats.LevelRow]) -> Answer:
+    if row.why_none:
+        return Answer(True, None)
+    if row.unlucky is None:
+        return Answer(knee.knee([*healthy, row]) is not None, None)
+    return Answer(knee.from_the_start([row]), knee.absence_confidence(turns, already=True))
+
+
+def _promise(row: stats.LevelRow, turns: Turns, slo: Slo) -> Answer:
+    kept = None if row.why_none else knee.ceiling_confidence(slo, turns, [])
+    return Answer(not slo.met(row), None if kept is None else 1 - kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Bracket:
+    """The highest level before what is looked for, and the lowest past it, of those that were played."""
+
+    lo: int | None
+    hi: int | None
+    alone: int | None = None  # a level past it, which one far above contradicts
+
+    def __str__(self) -> str:
+        if self.hi is None:
+            return f"none up to {self.lo}"
+        return f"below {self.hi}" if self.lo is None else f"{self.lo} to {self.hi}"
+
+
+def bracket(answers: Sequence[tuple[int, bool]], witness: bool = False) -> Bracket:
+    """With a witness one level that is broken is not enough: the one above has to agree, if there is one."""
+    alone = None
+    for at, (level, broken) in enumerate(answers):
+        against = [above for above, past in answers[at + 1 : at + 2] if witness and not past]
+        if broken and not against:
+            return Bracket(answers[at - 1][0] if at else None, level, alone)
+        if broken and against[0] > level + 1 and alone is None:
+            alone = level
+    return Bracket(answers[-1][0] if answers else None, None, alone)
+
+
+def towards(found: Bracket, start: int, most: int) -> int | None:
+    """The level that tells the most; None where the bracket is as narrow as it gets."""
+    unit = max(1, start // COUNTED)
+    if found.alone is not None:
+        return found.alone + 1
+    low, high = found.lo or 0, found.hi or most + 1
+    if high - low <= (unit if low else 1):
+        return None
+    for first in (start, start + unit):  # as predicted
+        if low < first < high:
+            return first
+    if found.hi is None:
+        return min(most, _stride(low - start, unit) + start)
+    if found.lo is None:
+        return max(1, start - _stride(start - high, unit))
+    return (low + high) // 2
+
+
+def _stride(gone: int, unit: int) -> int:
+    """The next of 1, 2, 4, ... units from where it began."""
+    stride = unit
+    while stride <= gone:
+        stride *= 2
+    return stride
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The last healthy level and the last that keeps the promise; nought where not even one session would be that."""
+
+    knee: int
+    ceiling: int
+    how: str
+    tokens: int | None = None  # of the cache that was assumed
+
+    def __str__(self) -> str:
+        return f"the last level before the knee {self.knee}, the ceiling {self.ceiling} ({self.how})"
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What is looked for, how far, and where it is expected."""
+
+    slo: Slo
+    prediction: Prediction
+    most: int
+    asked: bool = True  # for so many; else a promise is not followed further past the knee than a sweep goes
+    from_one: bool = False  # fewer sessions may keep the promise worse
+    lockstep: bool = True  # all sessions are alike and begin together: they are never deeper than the first time
+    plays: int = PLAYS
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    level: int | None  # None: it is over
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    name: str
+    broken: str
+    fine: str
+    start: int
+    most: int
+    bracket: Bracket
+    answers: Mapping[int, Answer]
+
+
+def questions(aim: Aim, seen: Sequence[Seen]) -> tuple[Question, Question]:
+    lost, broken = {one.level: one.knee for one in seen}, {one.level: one.ceiling for one in seen}
+    knees = bracket([(level, one.broken) for level, one in lost.items()], witness=True)
+    ceilings = bracket([(level, one.broken) for level, one in broken.items()])
+    most = aim.most if aim.asked else min(aim.most, default_levels(knees.lo or 1)[-1])
+    start = min(max(1, aim.prediction.knee), aim.most)
+    promise = min(max(1, aim.prediction.ceiling), most)
+    return (
+        Question("the knee", "history is lost", "no history is lost", start, aim.most, knees, lost),
+        Question("the ceiling", "the promise is broken", "the promise is kept", promise, most, ceilings, broken),
+    )
+
+
+def step(aim: Aim, seen: Sequence[Seen]) -> Step:
+    played = {one.level: one.plays for one in seen}
+    if aim.from_one and 1 not in played:
+        return Step(1, "fewer sessions may keep this promise worse than many: does one of them keep it?")
+    both = questions(aim, seen)
+    for question in both:
+        if (level := towards(question.bracket, question.start, question.most)) is not None:
+            return Step(level, _why(question, level))
+        for end in (question.bracket.lo, question.bracket.hi):
+            if end is not None and not question.answers[end].sure and played[end] < aim.plays:
+                return Step(end, _again(question, question.answers[end]))
+    return Step(None, "; ".join(f"{question.name}: {question.bracket}" for question in both))
+
+
+def _why(question: Question, level: int) -> str:
+    lo, hi = question.bracket.lo, question.bracket.hi
+    if question.bracket.alone is not None:
+        return f"{question.broken} at {level - 1} and not far above: which of them is the exception?"
+    if level == question.start:
+        return f"the last level before {question.name}, as predicted"
+    if lo == question.start and (hi is None or hi > level) and level - lo <= max(1, lo // COUNTED):
+        return f"the first level past {question.name}, as predicted"
+    if hi is None:
+        return f"{question.fine} at {lo}, so {question.name} lies higher"
+    if lo is None:
+        return f"{question.broken} at {hi} already, so {question.name} lies lower"
+    return f"{question.name} lies between {lo} and {hi}"
+
+
+def _again(question: Question, answer: Answer) -> str:
+    said = question.broken if answer.broken else question.fine
+    chance = answer.chance or 0.0
+    sure = f"{100 * (chance if answer.broken else 1 - chance):.0f} % sure"
+    return f"once more: that {said} there is only {sure}"
+
+
+@dataclass(slots=True)
+class Count:
+    """Of requests that did what at most a share of them may."""
+
+    flag: Callable[[TurnRecord], bool | None]
+    share: float
+    planned: int
+    grown: int | None  # sessions begun, when all places have had one at its deepest; None: no moment is the deepest
+    requests: int = 0
+    ones: int = 0
+    sessions: set[tuple[int, int]] = field(default_factory=set)
+    flagged: set[tuple[int, int]] = field(default_factory=set)
+
+    def take(self, record: TurnRecord) -> None:
+        self.requests += 1
+        self.sessions.add((record.repeat, record.session))
+        if self.flag(record):
+            self.ones += 1
+            self.flagged.add((record.repeat, record.session))
+
+    def certain(self) -> bool:
+        """Broken, whatever comes; or fine, when every place has had a session that grew to its end."""
+        if self.ones > self.share * (self.planned - 1) + 1:
+            return sample.posterior(len(self.flagged), self.requests, self.share) <= 1 - SURE
+        grown = self.grown is not None and len(self.sessions) >= self.grown
+        return grown and sample.posterior(self.ones, self.requests, self.share) >= SURE
+
+
+@dataclass(slots=True)
+class Watch:
+    """Over a level while it is played: does it have to go on?"""
+
+    counts: Sequence[Count]
+
+    def ended(self, record: TurnRecord) -> bool:
+        """Is it certain by now?"""
+        if record.turn > 0 and record.status != "cut":
+            for count in self.counts:
+                count.take(record)
+        return bool(self.counts) and all(count.certain() for count in self.counts)
+
+
+def watch(aim: Aim, seen: Sequence[Seen], level: int, requests: int, before: Turns = ()) -> Watch:
+    """`requests`: of one play. Asks what no other level has answered for this one."""
+    planned = requests + sum(record.turn > 0 for record in before)
+    grown = 2 * level if aim.lockstep else None
+    counts = []
+    if not any(one.level > level and not one.knee.broken and one.knee.sure for one in seen):
+        counts.append(Count(stats.is_unlucky, knee.UNLUCKY_SHARE, planned, grown))
+    if not any(one.level < level and one.ceiling.broken and one.ceiling.sure for one in seen):
+        counts.append(_over(aim.slo, planned, grown))
+    made = Watch(counts)
+    for record in before:
+        made.ended(record)
+    return made
+
+
+def _over(slo: Slo, planned: int, grown: int | None) -> Count:
+    share = knee.allowed(slo)
+    if share is None:  # a promise of which single requests cannot tell
+        return Count(lambda _: False, 0.0, planned, grown)
+    return Count(lambda record: stats.least(record) > slo.limit, share, planned, grown)
+
+
+Play = Callable[[int, int, Watch], Iterable[TurnRecord]]
+Played = dict[int, list[TurnRecord]]
+
+
+def hunt(aim: Aim, requests: Callable[[int], int], play: Play, foresee: "Foresee | None" = None) -> Played:
+    """To its end, against whatever plays a level: its number, which repeat of it, and who says that it is enough."""
+    played: Played = {}
+    while (here := step(aim, seen := judge(played, aim.slo))).level is not None:
+        before = played.setdefault(here.level, [])
+        watching = watch(aim, seen, here.level, requests(here.level), before)
+        before += play(here.level, len({record.repeat for record in before}), watching)
+        if foresee and len(played) == 1:
+            aim = replace(aim, prediction=foresee.corrected(aim.prediction, here.level, before))
+    return played
+
+
+@dataclass(frozen=True, slots=True)
+class Foresee:
+    """What is known of a server before it has answered: its levels on a simulated one."""
+
+    schedule: Schedule
+    launch: Launch | None
+    tokens: int | None
+    slo: Slo
+
+    def prediction(self) -> Prediction:
+        """By simulation, where enough is known for that; else by arithmetic."""
+        fit = self.schedule.fit(self.tokens)
+        if fit is None:
+            return Prediction(BLIND, BLIND, "a guess: nothing is known of the cache")
+        counted = Prediction(int(fit), int(fit), f"arithmetic: {fit:.1f} sessions fit", self.tokens)
+        server = self._server(counted.knee)
+        return counted if server is None else self._simulated(server, counted, "simulated") or counted
+
+    def corrected(self, said: Prediction, level: int, turns: Turns) -> Prediction:
+        """After the first level: a machine that is slower than was assumed breaks its promise earlier."""
+        server = self._server(level)
+        if server is None or judge({level: turns}, self.slo)[0].knee.broken:
+            return said
+        slower = _lasted(turns) / _lasted(self._play(server, level)[: len(turns)])
+        told = f"simulated, {slower:.2f} times as slow as assumed"
+        found = self._simulated(_paced(server, slower), said, told)
+        return said if found is None else replace(found, knee=said.knee)
+
+    def _server(self, level: int) -> Simulated | None:
+        speed = capacity.speed(self.launch) if self.launch else None
+        if self.launch is None or speed is None or self.schedule.requests_at(level) > SIMULATED:
+            return None
+        return foresight.simulated(self.launch.kv, self.launch, speed, self.tokens)
+
+    def _play(self, server: Simulated, level: int) -> list[TurnRecord]:
+        here = self.schedule.realistic(server.name, level)
+        return foresight.play(server, here, self.schedule.workload, self.schedule.seed).records
+
+    def _simulated(self, server: Simulated, start: Prediction, how: str) -> Prediction | None:
+        def play(level: int, repeat: int, watching: Watch) -> Iterable[TurnRecord]:
+            return self._play(server, level)
+
+        aim = aim_of(self.schedule, self.slo, start, plays=1)
+        try:
+            seen = judge(hunt(aim, self.schedule.requests_at, play), self.slo)
+        except BenchError:  # what cannot be simulated can be counted
+            return None
+        knees, ceilings = questions(aim, seen)
+        return Prediction(knees.bracket.lo or 0, ceilings.bracket.lo or 0, how, start.tokens)
+
+
+def _lasted(records: Turns) -> float:
+    return stats.lasted([record for record in records if record.turn > 0])
+
+
+def _paced(server: Simulated, slower: float) -> Simulated:
+    times = {name: value * slower for name, value in asdict(server.speed).items() if name != "source"}
+    return replace(server, speed=replace(server.speed, **times))
+
+
+def aim_of(schedule: Schedule, slo: Slo, prediction: Prediction, plays: int | None = None) -> Aim:
+    most = schedule.max_c or 4 * prediction.knee + COUNTED
+    file = schedule.workload.file
+    rate = file.arrivals.sessions_per_s
+    from_one = rate is not None or (slo.above and slo.metric == "req_per_s")
+    lockstep = rate is None and file.arrivals.start == "together" and isinstance(file.session.turns, int)
+    return Aim(slo, prediction, most, schedule.max_c is not None, from_one, lockstep, plays or schedule.repeats)
