@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # --help must not wait for numpy
     from bench.recipe import Launch
     from bench.schedule import Schedule
     from bench.server import Endpoint
+    from bench.speed import Speed
 
 MOST_SESSIONS = 100_000
 MOST_REQUESTS = 1_000_000_000  # of a level
@@ -316,6 +317,101 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
         return _close(folder, given["as_json"], terminal)
 
 
+OF_A_PLAN = ("gpu", "kv", "workload_name", "max_c", "levels", "requests", "bounds", "slo", "model", "tp",
+             "prefix_caching", "vary", "seed", "out", "as_json", "extra")  # fmt: skip
+NOT_PLANNED = {"endpoint": None, "vllm_command": None, "miss_rates": (), "repeats": 1, "processes": None,
+               "client": "bench", "timeout": None, "limit": ()}  # fmt: skip
+
+
+@cli.command(
+    params=[option for option in sweep.params if option.name in OF_A_PLAN], context_settings={"show_default": True}
+)
+@click.option(
+    "--agents",
+    type=click.IntRange(1, MOST_SESSIONS),
+    help="How many cards would so many agents take, with --slo kept? Over all machines on file, the cheapest first.",
+)
+@click.option(
+    "--calibrate",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Fit the machine's speed to a real run there, and print it for its launch file; with --gpu, plan with it.",
+)
+def plan(**given: Any) -> int:
+    """The answer before any GPU is paid for: a sweep on a simulated server, its scheduler and cache as vLLM has them.
+
+    Prints where the card's memory goes, the table as predicted, the knee, what would move it, and what a thousand tasks
+    cost; leaves the same folder and report as a run, marked as simulated.
+
+    \b
+    bench plan --gpu l4 --kv fp8                              will it hold twelve agents?
+    bench plan --gpu h100 --model synthetic:qwen3-32b         another model; its config.json is enough
+    bench plan --gpu l4 --vary kv=fp16,fp8,tq4                three precisions beside each other
+    bench plan --agents 200 --slo 'ttft_p99<2s'               which cards, how many, at what price?
+    bench plan --calibrate results/runs/LAST-NIGHT            the constants of that machine
+    """
+    from bench import progress
+
+    terminal = progress.Terminal()
+    fitted = _calibrated(given["calibrate"], terminal) if given["calibrate"] else None
+    if given["agents"]:
+        return _size(given, terminal)
+    if fitted is not None and not given["gpu"]:
+        return Exit.FINE
+    return _plan({**given, **NOT_PLANNED}, fitted, terminal)
+
+
+def _calibrated(path: Path, terminal: "Terminal") -> "Speed":
+    from bench import calibrate, records
+
+    fit = calibrate.fit(calibrate.cases(records.Folder.open(path)), terminal.say)
+    terminal.say("")
+    source = f"fitted to {path.name}, off by {fit.typical:.0%} in the middle"
+    _tell(calibrate.toml(fit.speed, source))
+    return fit.speed
+
+
+def _size(given: dict[str, Any], terminal: "Terminal") -> int:
+    from bench import knee, workload
+    from bench import plan as planner
+
+    slo, work = knee.parse_slo(given["slo"]), workload.load(given["workload_name"])
+    found = planner.sizing(given["agents"], slo, work, given["seed"], given["kv"], given["model"], terminal.say)
+    terminal.say("")
+    _tell("\n".join(planner.fleets(found, given["agents"], slo)))
+    return Exit.FINE
+
+
+def _plan(given: dict[str, Any], fitted: "Speed | None", terminal: "Terminal") -> int:
+    from bench import capacity, conclusion, foresight, knee, records
+    from bench import plan as planner
+    from bench import report as paper
+    from bench import sweep as job
+
+    knee.parse_slo(given["slo"])
+    given["limits"] = _limits(given)
+    launches = _launches(given)
+    schedule = _schedule(given, launches, None)
+    servers = []
+    for name, launch in launches.items():
+        speed = fitted or capacity.speed(launch)
+        if speed is None:
+            raise BenchError(f"{name}: nobody knows how fast it is", "--calibrate RUN takes that from a real run")
+        servers.append(foresight.simulated(planner.named(name), launch, speed))
+    path = Path(given["out"]) if given["out"] else _default_folder(given, "plan-")
+    folder = records.Folder.create(path)
+    run = job.manifest(schedule, planner.variants(servers), ["bench", *sys.argv[1:]], given["slo"])
+    for level in planner.play(schedule, servers, folder, run):
+        terminal.say(f"simulating {level.variant}, {level.case}, C = {level.concurrency}")
+    terminal.say("")
+    done = conclusion.conclude(folder)
+    paper.write(folder, done)
+    _tell(json.dumps(done.run, indent=2) if given["as_json"] else paper.closing(done, folder))
+    if not given["as_json"]:
+        _tell("\n".join(planner.summary(done, servers, schedule.workload, schedule.seed)))
+    return Exit.FINE
+
+
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print run.json instead of the table.")
@@ -538,6 +634,6 @@ def _report_orphans(terminal: "Terminal") -> None:
         )
 
 
-def _default_folder(given: dict[str, Any]) -> Path:
+def _default_folder(given: dict[str, Any], kind: str = "") -> Path:
     what = tables.slug(f"{Path(given['gpu']).stem}-{given['kv']}") if given["gpu"] else "endpoint"
-    return Path("results/runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{what}"
+    return Path("results/runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{kind}{what}"

@@ -109,7 +109,7 @@ def facts(server: Simulated) -> dict[str, Any]:
     told = {"cache": cache, "version": None, "models": [server.launch.model]}
     return {
         "server": {
-            "base_url": None,
+            "base_url": "simulated",
             "model": server.launch.model,
             "version": None,
             "cache": cache,
