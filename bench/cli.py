@@ -383,7 +383,7 @@ def _size(given: dict[str, Any], terminal: "Terminal") -> int:
 
 
 def _plan(given: dict[str, Any], fitted: "Speed | None", terminal: "Terminal") -> int:
-    from bench import capacity, conclusion, foresight, knee, records
+    from bench import conclusion, foresight, knee, records
     from bench import plan as planner
     from bench import report as paper
     from bench import sweep as job
@@ -392,12 +392,7 @@ def _plan(given: dict[str, Any], fitted: "Speed | None", terminal: "Terminal") -
     given["limits"] = _limits(given)
     launches = _launches(given)
     schedule = _schedule(given, launches, None)
-    servers = []
-    for name, launch in launches.items():
-        speed = fitted or capacity.speed(launch)
-        if speed is None:
-            raise BenchError(f"{name}: nobody knows how fast it is", "--calibrate RUN takes that from a real run")
-        servers.append(foresight.simulated(planner.named(name), launch, speed))
+    servers = [foresight.simulated(planner.named(name), launch, fitted) for name, launch in launches.items()]
     path = Path(given["out"]) if given["out"] else _default_folder(given, "plan-")
     folder = records.Folder.create(path)
     run = job.manifest(schedule, planner.variants(servers), ["bench", *sys.argv[1:]], given["slo"])
