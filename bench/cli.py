@@ -187,6 +187,12 @@ def cli() -> None:
     help="A server for each value: kv=fp16,fp8,tq4 or any flag of vLLM: max-num-seqs=4,256. May be repeated.",
 )
 @click.option(
+    "--serve-params",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A server for each record of a JSON file as `vllm bench sweep serve --serve-params` takes it.",
+)
+@click.option(
     "--endpoint",
     metavar="URL",
     help="Measure a server that is already running; a key is read from BENCH_API_KEY, or the file BENCH_API_KEY_FILE.",
@@ -318,7 +324,7 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
 
 
 OF_A_PLAN = ("gpu", "kv", "workload_name", "max_c", "levels", "requests", "bounds", "slo", "model", "tp",
-             "prefix_caching", "vary", "seed", "out", "as_json", "extra")  # fmt: skip
+             "prefix_caching", "vary", "serve_params", "seed", "out", "as_json", "extra")  # fmt: skip
 NOT_PLANNED = {"endpoint": None, "vllm_command": None, "miss_rates": (), "repeats": 1, "processes": None,
                "client": "bench", "timeout": None, "limit": ()}  # fmt: skip
 
@@ -512,12 +518,12 @@ def _close(folder: Any, as_json: bool, terminal: "Terminal") -> int:
 
 Launches = dict[str, "Launch"]
 OF_A_SERVER = {"gpu": "--gpu", "kv": "--kv", "tp": "--tp", "prefix_caching": "--prefix-caching", "vary": "--vary",
-               "vllm_command": "--vllm", "extra": "flags after --"}  # fmt: skip
+               "serve_params": "--serve-params", "vllm_command": "--vllm", "extra": "flags after --"}  # fmt: skip
 
 
 def _launches(given: dict[str, Any]) -> Launches:
     """Every server to be started, by the name of its variant; none where one is running already."""
-    from bench import model, recipe
+    from bench import model, recipe, vary
 
     if given["endpoint"]:
         context = click.get_current_context()
@@ -533,7 +539,7 @@ def _launches(given: dict[str, Any]) -> Launches:
     base = recipe.launch(
         given["gpu"], given["kv"], given["model"], given["tp"], given["prefix_caching"], given["extra"]
     )
-    launches = recipe.vary(base, given["vary"])
+    launches = vary.vary(base, given["vary"], given["serve_params"])
     for launch in launches.values():
         model.check(launch.model)
     return launches
