@@ -99,8 +99,8 @@ class Keeper:
     def _end(self, patience_s: float) -> None:
         if self._kill_at is None:
             self._segments.look(os.getpid(), closely=True)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._leader, signal.SIGTERM)
+            # By the number of a leader that was reaped, and of its group, others may go by now.
+            send({-self._leader} if self._code is None else descendants(os.getpid()), signal.SIGTERM)
         self._hurry(patience_s if self._code is None else min(patience_s, GRACE_S))
 
     def _hurry(self, seconds: float) -> None:

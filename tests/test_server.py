@@ -147,6 +147,36 @@ def test_a_process_whose_first_thread_ended_is_seen_and_so_are_its_children() ->
         process.wait()
 
 
+STRANGER = """
+import subprocess, sys
+keeper, place = sys.argv[1:]
+command = [sys.executable, "-I", "-S", keeper, "9", f"{place}/log", "1000", f"{place}/own", "sh", "-c", "exit 3"]
+kept = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+number = int(kept.stdout.readline().split()[1])
+assert kept.stdout.readline() == b"exit 3\\n"
+with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+    last.write(str(number - 1))
+stranger = subprocess.Popen(["sleep", "600"], start_new_session=True)
+assert stranger.pid == number
+kept.stdin.close()
+assert kept.stdout.readline() == b"gone\\n"
+print("alive" if stranger.poll() is None else stranger.returncode)
+stranger.kill()
+"""
+OWN_NUMBERS = ("unshare", "-rpf", "--mount-proc")
+
+
+@pytest.mark.skipif(
+    subprocess.run([*OWN_NUMBERS, "test", "-w", "/proc/sys/kernel/ns_last_pid"], capture_output=True).returncode != 0,
+    reason="needs user namespaces, sysctl kernel.unprivileged_userns_clone=1, and numbers of processes to choose",
+)
+def test_a_stranger_who_got_the_number_of_a_leader_that_ended_is_left_alone(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [*OWN_NUMBERS, sys.executable, "-c", STRANGER, keeper.__file__, str(tmp_path)], capture_output=True, text=True
+    )
+    assert told.stdout == "alive\n", told.stderr
+
+
 @pytest.mark.usefixtures("nothing_left")
 def test_one_that_ends_at_once_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="vLLM did not start: it said nothing"), serve("dead", tmp_path):
