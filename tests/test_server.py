@@ -20,6 +20,7 @@ import pytest
 from bench import diagnosis, engine, family, keeper, recipe, server
 from bench.errors import BenchError, Exit
 from bench.recipe import Launch
+from tests.test_records import room
 
 FAKE = Path(__file__).parent / "fake_vllm.py"
 
@@ -192,6 +193,21 @@ def test_a_command_that_cannot_be_run_is_told(tmp_path: Path) -> None:
     ):
         pass
     assert caught.value.exit == Exit.SERVER
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_full_folder_for_temporary_files_is_told_and_nothing_left_there(tmp_path: Path) -> None:
+    with room(0), pytest.raises(BenchError, match=r"cannot be run: /.*/bench-.*: File too large") as caught:
+        family.Kept(("sleep", "600"), os.environ, {}, tmp_path / "log", tmp_path, 1)
+    assert caught.value.exit == Exit.SERVER
+
+
+def test_a_folder_for_temporary_files_that_is_not_there_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/no-such-folder")
+    with pytest.raises(BenchError, match=r"cannot be run: /tmp/no-such-folder/bench-.*: No such file or directory"):
+        family.Kept(("sleep", "600"), os.environ, {}, tmp_path / "log", tmp_path, 1)
 
 
 @pytest.mark.usefixtures("nothing_left")
