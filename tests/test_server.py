@@ -73,6 +73,43 @@ def test_a_command_that_is_not_vllm_is_refused() -> None:
         engine.find("no-such-vllm", "cuda")
 
 
+HANGING = 'cd "$0"; sleep 600 & echo $! > child; echo $$ > draft; mv draft itself; wait'
+
+
+def soon_gone(told: Path) -> bool:
+    """The process of that number."""
+    for _ in range(200):
+        if int(told.read_text()) not in keeper.processes():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_vllm_that_does_not_say_what_it_knows_is_ended_with_its_children(tmp_path: Path) -> None:
+    limit_s = 0.5
+    while not (tmp_path / "itself").is_file():
+        limit_s *= 2
+        with pytest.raises(BenchError, match=r"does not run: .* timed out"):
+            engine.ask(("sh", "-c", HANGING, str(tmp_path)), print, limit_s)
+    assert soon_gone(tmp_path / "itself")
+    assert soon_gone(tmp_path / "child")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_vllm_that_is_asked_what_it_knows_ends_with_bench(tmp_path: Path, number: int) -> None:
+    words = ["sweep", "--gpu", "l4", "--vllm", shlex.join(("sh", "-c", HANGING, str(tmp_path)))]
+    asking = subprocess.Popen([sys.executable, "-m", "bench", *words, "--out", str(tmp_path / "run")])
+    while not (tmp_path / "itself").is_file():
+        assert asking.poll() is None
+        time.sleep(0.05)
+    asking.send_signal(number)
+    asking.wait()
+    assert soon_gone(tmp_path / "itself")
+    if number == signal.SIGKILL:  # what a wrapper has started is not promised
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+    assert soon_gone(tmp_path / "child")
+
+
 def serve(mode: str, run: Path, *extra: str, start_timeout_s: float = 60) -> AbstractContextManager[server.Endpoint]:
     return server.serve(fake(mode), launch(*extra), run, print, start_timeout_s, stop_timeout_s=1)
 
