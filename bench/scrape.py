@@ -115,9 +115,10 @@ async def watching(
                 keep(now(), parse(reply.text))
             await asyncio.sleep(every_s)
 
-    task = asyncio.create_task(watch())
     try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(watch())
+            yield
+            task.cancel()
+    except BaseExceptionGroup as several:  # the body's, or that a sample cannot be kept, which ends the body
+        raise several.exceptions[0] from None

@@ -141,7 +141,8 @@ def serve(
             try:
                 stop(kept, port, before, look)
             finally:
-                secret.blot(log)
+                for part in log.parent.glob(f"{log.name}*"):  # its keeper moves some of a long one away
+                    secret.blot(part)
 
 
 def _inherited() -> dict[str, str]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -170,6 +171,17 @@ def betray() -> None:
     sys.exit(1)
 
 
+def chatter() -> None:
+    """Of its key, without end."""
+
+    def chat() -> None:
+        while True:
+            print(f"chatting, with the key {KEY}\n" * 5_000, flush=True)
+            time.sleep(0.1)
+
+    threading.Thread(target=chat, daemon=True).start()
+
+
 def be_deaf() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -183,6 +195,7 @@ def bear_children() -> None:
 MODES: dict[str, tuple[Callable[[], object], ...]] = {
     "crash": (crash,),
     "traitor": (betray,),
+    "chatty": (chatter,),
     "dead": (sys.exit,),
     "mute": (lambda: time.sleep(600),),
     "deaf": (be_deaf, bear_children),
