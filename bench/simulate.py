@@ -88,7 +88,7 @@ Batch = list[tuple[Request, int]]
 
 
 class Scheduler:
-    """vLLM's: those that run go on first, then those that wait are let in, in the order in which they came."""
+    """vLLM's, not its async one: those that run go on first, then those that wait are let in, as they came."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.blocks = setup, Blocks(setup.blocks, setup.caching)
@@ -200,10 +200,10 @@ class Door:
         loop = asyncio.get_running_loop()
         self._catch_up(loop.time())
         self._count += 1
-        heapq.heappush(self._inside, (self._done + work_s, self._count, loop.create_future()))
-        waiting = next(future for _, number, future in self._inside if number == self._count)
+        through = loop.create_future()
+        heapq.heappush(self._inside, (self._done + work_s, self._count, through))
         self._arm(loop)
-        await waiting
+        await through
 
     def _catch_up(self, now: float) -> None:
         if self._inside:
@@ -240,7 +240,9 @@ class Engine:
         sent = self.clock.now()
         await self._door.through(self.speed.request_s + turn.prompt_tokens * self.speed.said_s)
         came = self.clock.now()
-        request = Request(turn, self.texts(turn), asyncio.get_running_loop().create_future(), came, tokens=turn.prompt_tokens)
+        request = Request(
+            turn, self.texts(turn), asyncio.get_running_loop().create_future(), came, tokens=turn.prompt_tokens
+        )
         self.scheduler.waiting.append(request)
         if self._running is None:
             self._running = asyncio.create_task(self._run())
