@@ -100,13 +100,21 @@ KINDS = {
         sessions=(20, 40), turns=(1, 1), new=(0, 40), level=(500, 2500), busts=0.3, room=(0.1, 0.5), apart=60
     ),
     "answers outgrow the cache": Kind(
-        sessions=(4, 8), turns=(1, 3), new=(5, 60), output=(60, 200), shared=(0, 60), apart=3, room=(0.3, 0.6)
+        sessions=(6, 12), turns=(1, 2), new=(5, 60), output=(60, 200), shared=(0, 60), apart=3, room=(0.1, 0.4)
     ),
-    "whole prompts only": Kind(chunked=(False,), budgets=(2048,), new=(10, 250), apart=5, thresholds=(0, 0, 100)),
+    "whole prompts only": Kind(
+        chunked=(False,), budgets=(256,), new=(100, 600), turns=(1, 2), shared=(0, 60), apart=3, sequences=(256,),
+        thresholds=(0, 0, 100),
+    ),
     "a long prompt waits its turn": Kind(thresholds=(40, 128, 500), new=(10, 900), turns=(1, 3), sessions=(1, 10)),
     "no prefix caching": Kind(caching=(False,), output=(1, 60), room=(0.1, 0.8)),
-    "whole blocks": Kind(
-        new=(64, 64), output=(1, 1), shared=(128, 128), level=(0, 256), apart=3, sizes=(16, 128), busts=0.2
+    "the same prompt again": Kind(
+        sessions=(10, 30), turns=(1, 1), new=(0, 0), output=(1, 40), shared=(128, 128), level=(384, 384), busts=0.4,
+        apart=80, room=(0.1, 0.4),
+    ),
+    "the same prompt at once": Kind(
+        sessions=(6, 20), turns=(1, 4), new=(1, 100), level=(200, 1500), apart=4, room=(0.1, 0.5),
+        thresholds=(32, 100), budgets=(256, 512),
     ),
     "anything": Kind(
         sessions=(1, 30), output=(1, 90), level=(0, 600), apart=10, room=(0.05, 2.0), thresholds=(0, 64), busts=0.2,

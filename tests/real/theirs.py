@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
@@ -15,7 +16,6 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-import torch
 from bench.simulate import Setup
 from tests.real.scheduling import Ask, Scenario, Seen, Sitting, play, scenario
 
@@ -31,7 +31,7 @@ class Theirs:
         self._queries = self._hits = self._preemptions = 0
 
     def add(self, session: int, number: int, sitting: Sitting, ask: Ask) -> None:
-        tokens = [at for at in range(sitting.shared)]
+        tokens = list(range(sitting.shared))
         tokens += [TEXT + at for at in range(sitting.level)]
         tokens += [_own(session, at) for at in range(ask.own)]
         request = Request(
