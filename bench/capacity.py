@@ -143,11 +143,12 @@ def _holds(launch: Launch) -> bool:
 
 def check_context(launch: Launch, work: Workload) -> None:
     """The deepest prompt and its answer against --max-model-len, and that against the model and the cache."""
-    workload.fits(work, division.context(launch))
     try:
         longest = division.shapes_of(launch).context
     except Unknown:
-        return
+        longest = launch.context
+    if context := launch.context or longest:
+        workload.fits(work, context)
     if launch.context > longest:
         raise BenchError(
             f"--max-model-len {launch.context:,} is more than the {longest:,} tokens {launch.model} was made for",
