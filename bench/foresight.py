@@ -42,9 +42,7 @@ def simulated(name: str, launch: Launch, speed: Speed | None = None, tokens: int
         raise BenchError(f"{name}: {capacity.expected(launch).why}", "name a model and a card whose sizes are on file")
     speed = speed or capacity.speed(launch)
     if speed is None:
-        raise BenchError(
-            f"{name}: nobody knows how fast it is", "bench plan --calibrate RUN takes that from a real run"
-        )
+        raise BenchError(f"{name}: nobody knows how fast it is", "bench plan --calibrate RUN fits that to a real run")
     size = int(launch.number("--block-size") or GPU_BLOCK)
     setup = Setup(
         block_size=size,
