@@ -468,12 +468,12 @@ def _vllm(given: dict[str, Any], launches: Launches, terminal: "Terminal") -> "V
 
 
 def _endpoint(given: dict[str, Any], terminal: "Terminal") -> "Endpoint":
-    from bench import key, server
+    from bench import connection, key, server
 
     ours = key.of_endpoint()
     if file := key.lies_open():
         terminal.print(f"warning: other users of this machine can read the key in {file}: chmod 600 {file}")
-    return server.connect(given["endpoint"], given["model"], ours, given["limits"].control_s)
+    return connection.run(server.connect(given["endpoint"], given["model"], ours, given["limits"].control_s))
 
 
 def _limits(given: dict[str, Any]) -> "Limits":

@@ -187,13 +187,13 @@ def _take(job: Job, variant: Variant) -> None:
                 again.add(left[0].play)
                 job.show.print(f"{error.message}. It is started again, and this level begun anew")
             else:
-                job.facts(variant)["settings"].append(server.now(target))
+                job.facts(variant)["settings"].append(connection.run(server.now(target)))
 
 
 def _welcome(job: Job, variant: Variant, target: server.Endpoint, started_s: float) -> None:
     expected = capacity.expected(variant.launch) if variant.launch else None
     job.show.server_ready(target, expected, started_s)
-    facts, settings = job.facts(variant), server.now(target)
+    facts, settings = job.facts(variant), connection.run(server.now(target))
     if "settings" in facts and facts["settings"][0] != settings:
         raise BenchError(
             f"the server is not what it was when this run began: {facts['settings'][0]} became {settings}",
@@ -211,7 +211,9 @@ def _welcome(job: Job, variant: Variant, target: server.Endpoint, started_s: flo
 async def _measure(job: Job, variant: Variant, target: server.Endpoint, left: list[Level]) -> None:
     """Takes away from `left` what is done."""
     schedule = job.schedule
-    dialect = client.probe(target.base_url, target.model, target.key, target.vocabulary, schedule.limits.control_s)
+    dialect = await client.probe(
+        target.base_url, target.model, target.key, target.vocabulary, schedule.limits.control_s
+    )
     job.facts(variant)["dialect"] = {"name": dialect.name, "reports_cached": dialect.reports_cached}
     job.folder.write_manifest(job.run)
     asked = Target(target.base_url, target.model, dialect, job.epoch, schedule.limits, target.key)
@@ -246,6 +248,7 @@ class Minutes:
         self._starts = {file: job.folder.size(file) for file in LINES}
         self._level: Level | None = None
         self._playing: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None  # whether the server is there at all
         self._misses = 0  # requests in a row that had no answer
         self._lost: str | None = None  # why the level is given up
 
@@ -260,17 +263,17 @@ class Minutes:
         now, target = load.WallClock(part.target.epoch).now, self._target
         self._level = part.level
 
-        def look() -> bool:
-            sample = target.metrics()
+        async def look() -> bool:
+            sample = await target.metrics()
             if sample:
                 self._sampled(now(), sample)
             return bool(sample)
 
-        target.reset_cache()
+        await target.reset_cache()
         watch = scrape.watching(target.base_url, target.key, now, self._sampled, limit_s=target.control_s)
-        async with watch if look() else contextlib.nullcontext():
+        async with watch if await look() else contextlib.nullcontext():
             await self._play(part)
-        look()
+        await look()
 
     async def _play(self, part: Part) -> None:
         """Given up where the server is lost."""
@@ -281,7 +284,11 @@ class Minutes:
         except asyncio.CancelledError:
             if self._lost is None:
                 raise
-        why = self._lost or self._target.alive() or (self._misses and self._target.silent())
+        finally:
+            if self._asking:
+                self._asking.cancel()
+                self._asking = None
+        why = self._lost or self._target.alive() or (self._misses and await self._target.silent())
         if why:
             self._job.journal.lose(part.level.play, why)
             raise BenchError(f"at C = {part.level.concurrency}: {why}", f"its log: {self._target.log}", Exit.SERVER)
@@ -292,16 +299,24 @@ class Minutes:
             self._misses = 0
             return
         self._misses += 1
-        self._lost = self._lost or self._target.alive() or self._deaf(record)
-        if self._lost and self._playing:
-            self._playing.cancel()
+        self._give_up(self._target.alive() or self._deaf(record))
+        if record.status != "timeout" and self._misses % max(REFUSED, record.concurrency) == 0:
+            self._asking = self._asking or asyncio.create_task(self._ask())
 
     def _deaf(self, record: TurnRecord) -> str | None:
         """A server that lives and does not answer."""
-        if record.status == "timeout":
-            deaf = self._misses >= max(DEAF, record.concurrency)
-            return f"the server answered none of {self._misses} requests in a row: {record.error}" if deaf else None
-        return self._target.silent() if self._misses % max(REFUSED, record.concurrency) == 0 else None
+        deaf = record.status == "timeout" and self._misses >= max(DEAF, record.concurrency)
+        return f"the server answered none of {self._misses} requests in a row: {record.error}" if deaf else None
+
+    async def _ask(self) -> None:
+        why = await self._target.silent()
+        self._give_up(why if self._misses else None)
+        self._asking = None
+
+    def _give_up(self, why: str | None) -> None:
+        if why and self._lost is None and self._playing:
+            self._lost = why
+            self._playing.cancel()
 
     def _sampled(self, at: float, sample: scrape.Sample) -> None:
         self._note("server.jsonl", {"t_s": at, **sample})
