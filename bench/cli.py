@@ -240,26 +240,22 @@ def sweep(**given: Any) -> int:
 
 def _resume(path: Path, as_json: bool) -> int:
     """With the options of the run itself, as if they were given again."""
-    from bench import records
+    from bench import sweep as job
+    from bench.records import Folder
 
     context = click.get_current_context()
     if named := [name for name in context.params if _is_given(context, name) and name not in ("resume", "as_json")]:
         raise BenchError(f"--resume takes everything from the run: leave --{named[0].replace('_', '-')} out")
-    run = records.Folder.open(path).manifest()
-    if run["schema"] < records.SCHEMA:
-        raise BenchError(f"{path} was made by an older bench, which kept no journal", "begin a new run")
-    if run["ended"] == "finished":
-        raise BenchError(f"{path} is finished: nothing is left to be done", f"see it with: bench report {path}")
+    run = job.cut(Folder.open(path))
     with sweep.make_context("sweep", [*run["argv"][2:]]) as before:
-        return _sweep({**before.params, "as_json": as_json}, path, run)
+        return _sweep({**before.params, "as_json": as_json}, path, goes_on=True)
 
 
 def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) != ParameterSource.DEFAULT
 
 
-def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = None) -> int:
-    """Begun, or gone on with where there is one `before`."""
+def _sweep(given: dict[str, Any], path: Path, goes_on: bool = False) -> int:
     from dataclasses import replace
     from functools import partial
 
@@ -276,7 +272,7 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
         launches = {name: replace(one, telling=engine.telling(vllm)) for name, one in launches.items()}
     endpoint = None if launches else _endpoint(given, terminal)
     schedule = _schedule(given, launches, endpoint)
-    if before is None:
+    if not goes_on:
         records.Folder.vacant(path)
     _report_exposure(launches, terminal)
     if given["dry_run"]:
@@ -285,7 +281,7 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
         _tell(report.rehearsal({name: schedule.levels(name) for name in names}, launches, forecasts))
         return Exit.FINE
     _report_orphans(terminal)
-    folder = records.Folder.create(path) if before is None else records.Folder.open(path)
+    folder = records.Folder.open(path) if goes_on else records.Folder.create(path)
     variants = [job.Variant("endpoint", None, lambda: nullcontext(endpoint))] if endpoint else []
     for name, launch in launches.items():
         assert vllm is not None
@@ -294,8 +290,8 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
         variants.append(job.Variant(name, launch, begin))
     run = job.manifest(schedule, variants, ["bench", *sys.argv[1:]], given["slo"])
     with folder.held():
-        if before is not None:
-            run = job.go_on(before, run, folder, terminal)
+        if goes_on:
+            run = job.go_on(run, folder, terminal)
         try:
             job.sweep(schedule, variants, folder, terminal, run)
         except (KeyboardInterrupt, BenchError):

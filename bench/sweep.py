@@ -8,6 +8,7 @@ import contextlib
 import json
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ from bench.client import Target
 from bench.errors import BenchError, Exit
 from bench.journal import Journal
 from bench.load import Level
+from bench.manifest import check_played
 from bench.pulse import Pulse
 from bench.recipe import Launch
 from bench.records import LINES, SCHEMA, Folder, Play, TurnRecord, play_of
@@ -83,14 +85,29 @@ HERE = ("host", "cpu", "cores", "python", "bench", "gpus")  # of the machine: wh
 PLANNED = ("workload", "typical", "levels", "repeats", "seed", "limits")
 
 
-def go_on(before: dict[str, Any], now: dict[str, Any], folder: Folder, show: Show) -> dict[str, Any]:
-    """The manifest of a run that was cut, if what goes on is still the same; its files mended."""
+def cut(folder: Folder) -> dict[str, Any]:
+    """The manifest of a run that has not come to its end."""
+    run = folder.manifest()
+    if run["schema"] < SCHEMA:
+        raise BenchError(f"{folder.path} was made by an older bench, which kept no journal", "begin a new run")
+    if run["ended"] == "finished":
+        hint = f"see it with: bench report {folder.path}"
+        raise BenchError(f"{folder.path} is finished: nothing is left to be done", hint)
+    return run
+
+
+def go_on(now: dict[str, Any], folder: Folder, show: Show) -> dict[str, Any]:
+    """The manifest of a run that was cut, if what goes on is still the same; its files mended. The folder is held, for
+    else another may come to the run's end meanwhile."""
+    before = cut(folder)
     was, is_now = (json.loads(json.dumps(_recipe(run))) for run in (before, now))
     if other := [name for name in was if was[name] != is_now.get(name)]:
         raise BenchError(
             f"this is not the run that began in {folder.path}: its {', '.join(other)} was another",
             f"then {was[other[0]]}, now {is_now.get(other[0])}: begin a new run",
         )
+    for name in {row["variant"] for row in folder.rows("journal.jsonl") if row["what"] == "over"}:
+        check_played(before, name, str(folder.path / "run.json"))
     for file in folder.mend():
         show.print(f"{file}: its last line was torn, and is mended")
     parts = [*before.get("resumed", []), {"at": now["started"], "ended": before["ended"]}]
@@ -101,7 +118,10 @@ def _recipe(run: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs one."""
     here = {name: run["machine"].get(name) for name in HERE}
     launches = {f"launch of {name}": facts["launch"] for name, facts in run["variants"].items()}
-    return {**{name: run.get(name) for name in PLANNED}, **here, **launches}
+    return {**{name: run.get(name) for name in PLANNED}, **here, "variants": sorted(run["variants"]), **launches}
+
+
+Played = tuple[list[TurnRecord], list[dict[str, Any]]]  # what is on file of it, and what its client felt
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,21 +142,27 @@ class Job:
     def left(self, variant: Variant) -> list[Level]:
         """Without what an earlier part of the run has played and may keep."""
         over = self.journal.over()
-        records = self.folder.records() if over else []
+        played = self._played() if over else {}
         left = []
         for level in self.schedule.plays(variant.name):
-            doubts = self._doubts(level, over[level.play], records) if level.play in over else []
+            doubts = self._doubts(level, *played[level.play, over[level.play]]) if level.play in over else []
             left += [level] if doubts or level.play not in over else []
             if doubts:
                 self.show.print(f"C = {level.concurrency} is played again: {doubts[0]}")
         return left
 
-    def _doubts(self, level: Level, attempt: int, records: Sequence[TurnRecord]) -> list[str]:
-        own = [one for one in records if one.play == level.play and one.attempt == attempt]
+    def _played(self) -> dict[tuple[Play, int], Played]:
+        """Of each attempt at each level."""
+        found: dict[tuple[Play, int], Played] = defaultdict(lambda: ([], []))
+        for record in self.folder.records():
+            found[record.play, record.attempt][0].append(record)
+        for row in self.folder.rows("client.jsonl"):
+            found[play_of(row), row.get("attempt", 0)][1].append(row)
+        return found
+
+    def _doubts(self, level: Level, own: list[TurnRecord], pulses: list[dict[str, Any]]) -> list[str]:
         if sum(one.turn > 0 and one.status != "cut" for one in own) != level.requests:
             return ["some of its requests are not on file"]
-        rows = self.folder.rows("client.jsonl")
-        pulses = [row for row in rows if play_of(row) == level.play and row["attempt"] == attempt]
         return audit.doubts(Evidence(self.run, level.variant, own, [stats.reduce(own, [], pulses=pulses)]))
 
 
