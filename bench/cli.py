@@ -51,12 +51,25 @@ def _ended() -> int:
         error.show()
         return Exit.USAGE
     except BenchError as error:
-        _tell(f"bench: {error.message}", err=True)
-        if error.hint:
-            _tell(f"  {error.hint}", err=True)
+        _explain(error)
         return error.exit
     except (KeyboardInterrupt, click.Abort):
         return Exit.INTERRUPTED
+
+
+def _explain(error: BenchError) -> None:
+    _tell(f"bench: {error.message}", err=True)
+    if error.hint:
+        _tell(f"  {error.hint}", err=True)
+
+
+def _plain(error: BenchError | OSError) -> BenchError:
+    """What the system says, of a full disk for example, is no mistake of ours; an OSError without a number is."""
+    if isinstance(error, BenchError):
+        return error
+    if error.errno is None:
+        raise error
+    return BenchError(": ".join(str(said) for said in (error.filename, error.strerror) if said is not None))
 
 
 def _leave() -> None:
@@ -90,9 +103,7 @@ def _run() -> object:
     try:
         return cli(standalone_mode=False)
     except OSError as error:
-        if error.filename is None:
-            raise
-        raise BenchError(f"{error.filename}: {error.strerror}") from None
+        raise _plain(error) from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -295,8 +306,7 @@ def _sweep(given: dict[str, Any], path: Path, goes_on: bool = False) -> int:
         try:
             job.sweep(schedule, variants, folder, terminal, run)
         except (KeyboardInterrupt, BenchError):
-            if interrupt.times() < 2 and folder.records():
-                _close(folder, given["as_json"], terminal)
+            _close_what_there_is(folder, given["as_json"], terminal)
             raise
         return _close(folder, given["as_json"], terminal)
 
@@ -389,6 +399,17 @@ def export(run: Path, form: str, out: Path | None) -> int:
         Folder(out).write(name, text)
         _tell(str(out / name))
     return Exit.FINE
+
+
+def _close_what_there_is(folder: Any, as_json: bool, terminal: "Terminal") -> None:
+    """Of a run that ended badly: what keeps it from being told must not hide how it ended."""
+    try:
+        if interrupt.times() < 2 and folder.records():
+            _close(folder, as_json, terminal)
+    except (BenchError, OSError) as error:
+        _explain(_plain(error))
+    except KeyboardInterrupt:
+        pass  # it was told to stop now, and does
 
 
 def _close(folder: Any, as_json: bool, terminal: "Terminal") -> int:
