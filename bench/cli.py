@@ -1,5 +1,6 @@
 """The commands: parse, call, print, exit. The only place that prints an error or wires real things together."""
 
+import errno
 import json
 import os
 import sys
@@ -69,7 +70,8 @@ def _plain(error: BenchError | OSError) -> BenchError:
         return error
     if error.errno is None:
         raise error
-    return BenchError(": ".join(str(said) for said in (error.filename, error.strerror) if said is not None))
+    hint = "make room where the run's folder and temporary files lie" if error.errno == errno.ENOSPC else ""
+    return BenchError(": ".join(str(said) for said in (error.filename, error.strerror) if said is not None), hint)
 
 
 def _leave() -> None:
