@@ -1,5 +1,6 @@
 """The commands: parse, call, print, exit. The only place that prints an error or wires real things together."""
 
+import errno
 import json
 import math
 import os
@@ -55,12 +56,26 @@ def _ended() -> int:
         error.show()
         return Exit.USAGE
     except BenchError as error:
-        _tell(f"bench: {error.message}", err=True)
-        if error.hint:
-            _tell(f"  {error.hint}", err=True)
+        _explain(error)
         return error.exit
     except (KeyboardInterrupt, click.Abort):
         return Exit.INTERRUPTED
+
+
+def _explain(error: BenchError) -> None:
+    _tell(f"bench: {error.message}", err=True)
+    if error.hint:
+        _tell(f"  {error.hint}", err=True)
+
+
+def _plain(error: BenchError | OSError) -> BenchError:
+    """What the system says, of a full disk for example, is no mistake of ours; an OSError without a number is."""
+    if isinstance(error, BenchError):
+        return error
+    if error.errno is None:
+        raise error
+    hint = "make room where the run's folder and temporary files lie" if error.errno == errno.ENOSPC else ""
+    return BenchError(": ".join(str(said) for said in (error.filename, error.strerror) if said is not None), hint)
 
 
 def _leave() -> None:
@@ -95,9 +110,7 @@ def _run() -> object:
     try:
         return cli(standalone_mode=False)
     except OSError as error:
-        if error.filename is None:
-            raise
-        raise BenchError(f"{error.filename}: {error.strerror}") from None
+        raise _plain(error) from None
 
 
 def _numbers(context: click.Context, option: click.Parameter, given: tuple[float, ...]) -> tuple[float, ...]:
@@ -258,26 +271,22 @@ def sweep(**given: Any) -> int:
 
 def _resume(path: Path, as_json: bool) -> int:
     """With the options of the run itself, as if they were given again."""
-    from bench import records
+    from bench import sweep as job
+    from bench.records import Folder
 
     context = click.get_current_context()
     if named := [name for name in context.params if _is_given(context, name) and name not in ("resume", "as_json")]:
         raise BenchError(f"--resume takes everything from the run: leave --{named[0].replace('_', '-')} out")
-    run = records.Folder.open(path).manifest()
-    if run["schema"] < records.SCHEMA:
-        raise BenchError(f"{path} was made by an older bench, which kept no journal", "begin a new run")
-    if run["ended"] == "finished":
-        raise BenchError(f"{path} is finished: nothing is left to be done", f"see it with: bench report {path}")
+    run = job.cut(Folder.open(path))
     with sweep.make_context("sweep", [*run["argv"][2:]]) as before:
-        return _sweep({**before.params, "as_json": as_json}, path, run)
+        return _sweep({**before.params, "as_json": as_json}, path, goes_on=True)
 
 
 def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) != ParameterSource.DEFAULT
 
 
-def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = None) -> int:
-    """Begun, or gone on with where there is one `before`."""
+def _sweep(given: dict[str, Any], path: Path, goes_on: bool = False) -> int:
     from dataclasses import replace
     from functools import partial
 
@@ -294,7 +303,7 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
         launches = {name: replace(one, telling=engine.telling(vllm)) for name, one in launches.items()}
     endpoint = None if launches else _endpoint(given, terminal)
     schedule = _schedule(given, launches, endpoint)
-    if before is None:
+    if not goes_on:
         records.Folder.vacant(path)
     _report_exposure(launches, terminal)
     if given["dry_run"]:
@@ -303,7 +312,7 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
         _tell(report.rehearsal({name: schedule.levels(name) for name in names}, launches, forecasts))
         return Exit.FINE
     _report_orphans(terminal)
-    folder = records.Folder.create(path) if before is None else records.Folder.open(path)
+    folder = records.Folder.open(path) if goes_on else records.Folder.create(path)
     variants = [job.Variant("endpoint", None, lambda: nullcontext(endpoint))] if endpoint else []
     for name, launch in launches.items():
         assert vllm is not None
@@ -312,13 +321,12 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
         variants.append(job.Variant(name, launch, begin))
     run = job.manifest(schedule, variants, ["bench", *sys.argv[1:]], given["slo"])
     with folder.held():
-        if before is not None:
-            run = job.go_on(before, run, folder, terminal)
+        if goes_on:
+            run = job.go_on(run, folder, terminal)
         try:
             job.sweep(schedule, variants, folder, terminal, run)
         except (KeyboardInterrupt, BenchError):
-            if interrupt.times() < 2 and folder.records():
-                _close(folder, given["as_json"], terminal)
+            _close_what_there_is(folder, given["as_json"], terminal)
             raise
         return _close(folder, given["as_json"], terminal)
 
@@ -503,6 +511,17 @@ def export(run: Path, form: str, out: Path | None) -> int:
     return Exit.FINE
 
 
+def _close_what_there_is(folder: Any, as_json: bool, terminal: "Terminal") -> None:
+    """Of a run that ended badly: what keeps it from being told must not hide how it ended."""
+    try:
+        if interrupt.times() < 2 and folder.records():
+            _close(folder, as_json, terminal)
+    except (BenchError, OSError) as error:
+        _explain(_plain(error))
+    except KeyboardInterrupt:
+        pass  # it was told to stop now, and does
+
+
 def _close(folder: Any, as_json: bool, terminal: "Terminal") -> int:
     from bench import conclusion
     from bench import report as paper
@@ -576,12 +595,12 @@ def _vllm(given: dict[str, Any], launches: Launches, terminal: "Terminal") -> "V
 
 
 def _endpoint(given: dict[str, Any], terminal: "Terminal") -> "Endpoint":
-    from bench import key, server
+    from bench import connection, key, server
 
     ours = key.of_endpoint()
     if file := key.lies_open():
         terminal.print(f"warning: other users of this machine can read the key in {file}: chmod 600 {file}")
-    return server.connect(given["endpoint"], given["model"], ours, given["limits"].control_s)
+    return connection.run(server.connect(given["endpoint"], given["model"], ours, given["limits"].control_s))
 
 
 def _limits(given: dict[str, Any]) -> "Limits":

@@ -85,10 +85,10 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch("[0-9]{1,12}", text) else None
 
 
-def fetch(base_url: str, key: str | None = None, limit_s: float = 60) -> str | None:
+async def fetch(base_url: str, key: str | None = None, limit_s: float = 60) -> str | None:
     """The metrics page, or None where a server has none."""
     try:
-        reply = asking.reply(f"{base_url}/metrics", key, limit_s=limit_s)
+        reply = await asking.reply_later(f"{base_url}/metrics", key, limit_s)
     except OSError:
         return None
     return reply.text if reply.status == 200 else None

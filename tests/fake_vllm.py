@@ -192,6 +192,14 @@ def bear_children() -> None:
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 
 
+def wait_at_the_gate() -> None:
+    """As long as a file is there, for a test to do something meanwhile."""
+    if gate := os.environ.get("FAKE_GATE"):
+        open(f"{gate}.reached", "w").close()
+        while os.path.exists(gate):
+            time.sleep(0.02)
+
+
 MODES: dict[str, tuple[Callable[[], object], ...]] = {
     "crash": (crash,),
     "traitor": (betray,),
@@ -211,6 +219,7 @@ def main(mode: str, words: list[str]) -> None:
     if "--version" in words:
         return print("0.0.fake")
     if "--help=all" in words:
+        wait_at_the_gate()
         return print(HELP)
     for act in MODES.get(mode, ()):
         act()
