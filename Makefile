@@ -7,6 +7,7 @@ NO_CPU_TORCH = no CPU build of torch to be had: set PIP_EXTRA_INDEX_URL to PyTor
 
 CLIENTS ?= floor ours httpx aiohttp openai vllm servebench evalscope aiperf guidellm
 PEERS = $(if $(filter httpx aiohttp openai,$(CLIENTS)),loops) $(filter servebench evalscope aiperf guidellm,$(CLIENTS))
+RUNS ?= results/runs/prediction
 LEVELS ?= 1 48 128 512
 REPEATS ?= 3
 OUT ?= results/runs/clients.md
@@ -17,7 +18,7 @@ LOCKS = locks/run.txt locks/dev.txt locks/supply.txt
 TARGET ?= run
 MINUTES ?= 5
 
-.PHONY: install sweep test bench-client fuzz endurance check format lint clean lock sbom audit
+.PHONY: install sweep test bench-client prediction fuzz endurance check format lint clean lock sbom audit
 install: .venv/.installed $(ENGINE)
 
 .venv/.installed: pyproject.toml locks/dev.txt
@@ -48,6 +49,10 @@ test: install
 # A benchmark and no test: load clients against a server whose times are known, an hour for all of them.
 bench-client: .venv/.installed $(PEERS:%=.peers/%/.installed) $(if $(filter vllm,$(CLIENTS)),$(ENGINE))
 	.venv/bin/python -m tests.clients.measure $(CLIENTS) --levels $(LEVELS) --repeats $(REPEATS) --out $(OUT)
+
+# A benchmark of the simulator and no test: real sweeps that its constants were not fitted to, half an hour the first time.
+prediction: install
+	.venv/bin/python -m tests.prediction.measure $(RUNS)
 
 # One that cannot be installed has a row in the table that says why.
 .peers/%/.installed: tests/clients/pins/%.txt

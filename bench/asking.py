@@ -6,9 +6,7 @@ chose to compress.
 
 import asyncio
 import json
-import socket
 import ssl
-import time
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -36,28 +34,8 @@ class Reply:
             raise ValueError("nested too deep") from None
 
 
-def reply(url: str, key: str | None = None, content: bytes | None = None, limit_s: float = 60) -> Reply:
-    """Content is posted."""
-    until = time.monotonic() + limit_s
-    response = Response(most=LARGEST)
-    try:
-        at = _place(url)
-        with _connected(at, limit_s) as line:
-            line.sendall(_question(at, key, content))
-            while not response.whole:
-                line.settimeout(max(until - time.monotonic(), 1e-3))
-                _take(response, line.recv(AT_ONCE))
-                if time.monotonic() > until:
-                    raise TimeoutError
-    except TimeoutError:
-        raise _late(limit_s) from None
-    except ValueError as error:
-        raise ConnectionError(str(error)) from None
-    return Reply(response.status, response.body)
-
-
-async def reply_later(url: str, key: str | None = None, limit_s: float = 60) -> Reply:
-    """The same, while others have the processor."""
+async def reply_later(url: str, key: str | None = None, limit_s: float = 60, content: bytes | None = None) -> Reply:
+    """Content is posted. Others have the processor meanwhile, and a user who wants to stop is heard."""
     response = Response(most=LARGEST)
     try:
         at = _place(url)
@@ -65,20 +43,17 @@ async def reply_later(url: str, key: str | None = None, limit_s: float = 60) -> 
             tls = ssl.create_default_context() if at.scheme == "https" else None
             reader, writer = await asyncio.open_connection(at.hostname, _port(at), ssl=tls)
             try:
-                writer.write(_question(at, key, None))
+                writer.write(_question(at, key, content))
                 while not response.whole:
                     _take(response, await reader.read(AT_ONCE))
             finally:
                 writer.transport.abort()
     except TimeoutError:
-        raise _late(limit_s) from None
+        told = f"no whole answer within {limit_s:g} s: --limit control=SECONDS sets how long to wait"
+        raise TimeoutError(told) from None
     except ValueError as error:
         raise ConnectionError(str(error)) from None
     return Reply(response.status, response.body)
-
-
-def _late(limit_s: float) -> TimeoutError:
-    return TimeoutError(f"no whole answer within {limit_s:g} s: --limit control=SECONDS sets how long to wait")
 
 
 def _place(url: str) -> SplitResult:
@@ -90,11 +65,6 @@ def _place(url: str) -> SplitResult:
 
 def _port(at: SplitResult) -> int:
     return at.port or (443 if at.scheme == "https" else 80)
-
-
-def _connected(at: SplitResult, limit_s: float) -> socket.socket:
-    line = socket.create_connection((at.hostname, _port(at)), limit_s)
-    return ssl.create_default_context().wrap_socket(line, server_hostname=at.hostname) if at.scheme == "https" else line
 
 
 def _question(at: SplitResult, key: str | None, content: bytes | None) -> bytes:

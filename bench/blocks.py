@@ -5,7 +5,6 @@ and before all of them those that were never full. A whole prompt is one array o
 """
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,9 +38,7 @@ class Blocks:
         self._turn = np.zeros(count, np.int64)  # of those nobody uses: when each became free
         self._queue: deque[tuple[Ids, int]] = deque([(np.arange(count), 0)])
         self._turns = 0
-
-    def forget(self) -> None:
-        self._content[:] = NOTHING
+        self._twins: dict[int, tuple[Text, list[int]]] = {}  # further blocks of one content, in the order they came
 
     def found(self, texts: Texts) -> Ids:
         """The blocks that hold the prompt's beginning, up to the first that is not there any more."""
@@ -74,9 +71,24 @@ class Blocks:
             taken.append(live[:count])
             count -= len(taken[-1])
         new = np.concatenate(taken) if taken else np.empty(0, np.int64)
+        if self._twins:
+            self._succeed(new)
         self._content[new] = NOTHING
         self.use(new)
         return new
+
+    def _succeed(self, lost: Ids) -> None:
+        """What one of these blocks held, its first twin is now found to hold."""
+        for block, content in zip(lost.tolist(), self._content[lost].tolist(), strict=True):
+            if content not in self._twins:
+                continue
+            text, twins = self._twins[content]
+            if block in twins:
+                twins.remove(block)
+            else:
+                text.blocks[content % WIDEST] = twins.pop(0)
+            if not twins:
+                del self._twins[content]
 
     def fill(self, texts: Texts, ids: Ids, full: int, known: int) -> None:
         """From block `known` to `full` they hold the prompt now; what another block holds already stays its own."""
@@ -92,9 +104,12 @@ class Blocks:
         if len(text.blocks) < end:
             text.blocks = np.concatenate([text.blocks, np.zeros(end - len(text.blocks), np.int64)])
         content = text.number * WIDEST + np.arange(first, end)
+        known = text.blocks[first:end]
+        held = self._content[known] == content
         self._content[ids] = content
-        before = text.blocks[first:end]
-        text.blocks[first:end] = np.where((self._content[before] == content) & (before != ids), before, ids)
+        text.blocks[first:end] = np.where(held, known, ids)
+        for at in np.flatnonzero(held).tolist():
+            self._twins.setdefault(int(content[at]), (text, []))[1].append(int(ids[at]))
 
     def release(self, ids: Ids) -> None:
         """The tail first; blocks that nobody can find go before all others."""
@@ -110,7 +125,3 @@ class Blocks:
             self._turns += 1
             self._turn[ids] = self._turns
             where((ids, self._turns))
-
-    def held(self) -> Iterator[int]:
-        """Contents, for whoever wants to compare."""
-        yield from self._content[self._content != NOTHING].tolist()

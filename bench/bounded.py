@@ -9,6 +9,7 @@ from bench.errors import BenchError, Exit
 
 WHOLE = 16 << 20  # bytes of a file that is read in one piece
 LONGEST = 1 << 20  # of a line
+TOO_LONG = f"it has a line of more than {LONGEST >> 20} MiB"
 EACH_END = 4 << 20  # of a log, of which the beginning and the end tell
 
 
@@ -38,25 +39,25 @@ def ends(path: Path, each: int = EACH_END) -> str:
         return b"\n".join((begins[:each], file.read(each))).decode(errors="replace")
 
 
-def last_line(path: Path, longest: int = LONGEST) -> str:
+def last_line(path: Path) -> str:
     with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, 2) - longest - 1))
-        return file.read(longest + 1).removesuffix(b"\n").rpartition(b"\n")[2].decode(errors="replace")
+        file.seek(max(0, file.seek(0, 2) - LONGEST - 1))
+        return file.read(LONGEST + 1).removesuffix(b"\n").rpartition(b"\n")[2].decode(errors="replace")
 
 
-def lines(path: Path, at_once: int, start: int = 0, longest: int = LONGEST) -> Iterator[str]:
+def lines(path: Path, at_once: int, start: int = 0) -> Iterator[str]:
     """Many at a time, each with its end; only the last of all may lack it. From that byte on."""
     with path.open("rb") as file:
         file.seek(start)
         try:
-            for some in _whole_lines(file, at_once, longest):
+            for some in _whole_lines(file, at_once):
                 yield some.decode()
         except ValueError as error:
             why = "it is not text" if isinstance(error, UnicodeDecodeError) else str(error)
             raise BenchError(f"{path} is damaged: {why}", exit=Exit.INVALID) from None
 
 
-def _whole_lines(file: BinaryIO, at_once: int, longest: int) -> Iterator[bytes]:
+def _whole_lines(file: BinaryIO, at_once: int) -> Iterator[bytes]:
     rest = b""
     while some := file.read(at_once):
         whole, end, begun = some.rpartition(b"\n")
@@ -65,8 +66,8 @@ def _whole_lines(file: BinaryIO, at_once: int, longest: int) -> Iterator[bytes]:
             rest = begun
         else:
             rest += some
-        if len(rest) > longest:
-            raise ValueError(f"it has a line of more than {longest >> 20} MiB")
+        if len(rest) > LONGEST:
+            raise ValueError(TOO_LONG)
     if rest:
         yield rest
 

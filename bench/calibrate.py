@@ -4,16 +4,19 @@ Nothing but a run's records is needed. Each constant is positive, so their logar
 apart stays near where it began.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bench import foresight, stats
+from bench import capacity, foresight, stats, tables
 from bench.errors import BenchError
 from bench.foresight import Simulated
 from bench.load import Level
+from bench.recipe import Launch
 from bench.records import Folder
 from bench.speed import Speed
 from bench.stats import LevelRow
@@ -49,6 +52,47 @@ class Fit:
     def typical(self) -> float:
         """The median of all of them, whichever way they go."""
         return float(np.median([abs(error) for case in self.errors for row in case.values() for error in row.values()]))
+
+
+# Where neither a fit nor a data sheet is at hand: a miniature model on a processor.
+UNKNOWN = Speed(
+    step_s=2e-3, weights_s=0.0, token_s=5e-6, attend_s=4e-9, read_s=2e-8, sequence_s=2e-4, request_s=5e-3, said_s=3e-7
+)
+LEAST = Speed(
+    0.0, 0.0, 0.0, 0.0, 0.0, sequence_s=1e-5, request_s=1e-3, said_s=1e-8
+)  # where the data sheet says nothing
+
+
+def cases(folder: Folder) -> list[Case]:
+    """Every variant of a run, with its own launch and workload."""
+    run = folder.manifest()
+    work = tables.convert(run["workload"], Workload, f"{folder.path}: workload")
+    found = []
+    for name, facts in run["variants"].items():
+        if not facts["launch"] or facts.get("simulated") or "server" not in facts:
+            raise BenchError(f"{folder.path}: {name} was no server that bench started", "calibrate on one that was")
+        launch = tables.convert({**facts["launch"], "file": _file(facts)}, Launch, f"{folder.path}: {name}")
+        server = foresight.simulated(name, launch, _begin(launch), facts["server"]["cache"]["tokens"])
+        found.append(Case(server, work, run["seed"], rows(folder, name)))
+    return found
+
+
+def _file(facts: dict[str, Any]) -> dict[str, Any]:
+    """Older runs had other constants in it."""
+    return {key: value for key, value in facts["launch"]["file"].items() if key != "speed"}
+
+
+def _begin(launch: Launch) -> Speed:
+    sheet = capacity.speed(launch)
+    if sheet is None:
+        return UNKNOWN
+    return Speed(**{name: max(getattr(sheet, name), getattr(LEAST, name)) for name in CONSTANTS})
+
+
+def toml(fitted: Speed, source: str) -> str:
+    """For a launch file."""
+    lines = [f"{name} = {getattr(fitted, name):.3g}" for name in CONSTANTS]
+    return "\n".join(["[speed]", f"source = {json.dumps(source)}", *lines])
 
 
 def rows(folder: Folder, variant: str) -> dict[Level, LevelRow]:

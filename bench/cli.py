@@ -1,5 +1,6 @@
 """The commands: parse, call, print, exit. The only place that prints an error or wires real things together."""
 
+import errno
 import json
 import math
 import os
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # --help must not wait for numpy
     from bench.recipe import Launch
     from bench.schedule import Schedule
     from bench.server import Endpoint
+    from bench.speed import Speed
 
 MOST_SESSIONS = 100_000
 MOST_REQUESTS = 1_000_000_000  # of a level
@@ -54,12 +56,26 @@ def _ended() -> int:
         error.show()
         return Exit.USAGE
     except BenchError as error:
-        _tell(f"bench: {error.message}", err=True)
-        if error.hint:
-            _tell(f"  {error.hint}", err=True)
+        _explain(error)
         return error.exit
     except (KeyboardInterrupt, click.Abort):
         return Exit.INTERRUPTED
+
+
+def _explain(error: BenchError) -> None:
+    _tell(f"bench: {error.message}", err=True)
+    if error.hint:
+        _tell(f"  {error.hint}", err=True)
+
+
+def _plain(error: BenchError | OSError) -> BenchError:
+    """What the system says, of a full disk for example, is no mistake of ours; an OSError without a number is."""
+    if isinstance(error, BenchError):
+        return error
+    if error.errno is None:
+        raise error
+    hint = "make room where the run's folder and temporary files lie" if error.errno == errno.ENOSPC else ""
+    return BenchError(": ".join(str(said) for said in (error.filename, error.strerror) if said is not None), hint)
 
 
 def _leave() -> None:
@@ -94,9 +110,7 @@ def _run() -> object:
     try:
         return cli(standalone_mode=False)
     except OSError as error:
-        if error.filename is None:
-            raise
-        raise BenchError(f"{error.filename}: {error.strerror}") from None
+        raise _plain(error) from None
 
 
 def _numbers(context: click.Context, option: click.Parameter, given: tuple[float, ...]) -> tuple[float, ...]:
@@ -186,6 +200,12 @@ def cli() -> None:
     help="A server for each value: kv=fp16,fp8,tq4 or any flag of vLLM: max-num-seqs=4,256. May be repeated.",
 )
 @click.option(
+    "--serve-params",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A server for each record of a JSON file as `vllm bench sweep serve --serve-params` takes it.",
+)
+@click.option(
     "--endpoint",
     metavar="URL",
     help="Measure a server that is already running; a key is read from BENCH_API_KEY, or the file BENCH_API_KEY_FILE.",
@@ -251,26 +271,22 @@ def sweep(**given: Any) -> int:
 
 def _resume(path: Path, as_json: bool) -> int:
     """With the options of the run itself, as if they were given again."""
-    from bench import records
+    from bench import sweep as job
+    from bench.records import Folder
 
     context = click.get_current_context()
     if named := [name for name in context.params if _is_given(context, name) and name not in ("resume", "as_json")]:
         raise BenchError(f"--resume takes everything from the run: leave --{named[0].replace('_', '-')} out")
-    run = records.Folder.open(path).manifest()
-    if run["schema"] < records.SCHEMA:
-        raise BenchError(f"{path} was made by an older bench, which kept no journal", "begin a new run")
-    if run["ended"] == "finished":
-        raise BenchError(f"{path} is finished: nothing is left to be done", f"see it with: bench report {path}")
+    run = job.cut(Folder.open(path))
     with sweep.make_context("sweep", [*run["argv"][2:]]) as before:
-        return _sweep({**before.params, "as_json": as_json}, path, run)
+        return _sweep({**before.params, "as_json": as_json}, path, goes_on=True)
 
 
 def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) != ParameterSource.DEFAULT
 
 
-def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = None) -> int:
-    """Begun, or gone on with where there is one `before`."""
+def _sweep(given: dict[str, Any], path: Path, goes_on: bool = False) -> int:
     from dataclasses import replace
     from functools import partial
 
@@ -287,7 +303,7 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
         launches = {name: replace(one, telling=engine.telling(vllm)) for name, one in launches.items()}
     endpoint = None if launches else _endpoint(given, terminal)
     schedule = _schedule(given, launches, endpoint)
-    if before is None:
+    if not goes_on:
         records.Folder.vacant(path)
     _report_exposure(launches, terminal)
     if given["dry_run"]:
@@ -296,7 +312,7 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
         _tell(report.rehearsal({name: schedule.levels(name) for name in names}, launches, forecasts))
         return Exit.FINE
     _report_orphans(terminal)
-    folder = records.Folder.create(path) if before is None else records.Folder.open(path)
+    folder = records.Folder.open(path) if goes_on else records.Folder.create(path)
     variants = [job.Variant("endpoint", None, lambda: nullcontext(endpoint))] if endpoint else []
     for name, launch in launches.items():
         assert vllm is not None
@@ -305,15 +321,104 @@ def _sweep(given: dict[str, Any], path: Path, before: dict[str, Any] | None = No
         variants.append(job.Variant(name, launch, begin))
     run = job.manifest(schedule, variants, ["bench", *sys.argv[1:]], given["slo"])
     with folder.held():
-        if before is not None:
-            run = job.go_on(before, run, folder, terminal)
+        if goes_on:
+            run = job.go_on(run, folder, terminal)
         try:
             job.sweep(schedule, variants, folder, terminal, run)
         except (KeyboardInterrupt, BenchError):
-            if interrupt.times() < 2 and folder.records():
-                _close(folder, given["as_json"], terminal)
+            _close_what_there_is(folder, given["as_json"], terminal)
             raise
         return _close(folder, given["as_json"], terminal)
+
+
+OF_A_PLAN = ("gpu", "kv", "workload_name", "max_c", "levels", "requests", "bounds", "slo", "model", "tp",
+             "prefix_caching", "vary", "serve_params", "seed", "out", "as_json", "extra")  # fmt: skip
+NOT_PLANNED = {"endpoint": None, "vllm_command": None, "miss_rates": (), "repeats": 1, "processes": None,
+               "client": "bench", "timeout": None, "limit": ()}  # fmt: skip
+
+
+@cli.command(
+    params=[option for option in sweep.params if option.name in OF_A_PLAN], context_settings={"show_default": True}
+)
+@click.option(
+    "--agents",
+    type=click.IntRange(1, MOST_SESSIONS),
+    help="How many cards would so many agents take, with --slo kept? Over all machines on file, the cheapest first.",
+)
+@click.option(
+    "--calibrate",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Fit the machine's speed to a real run there, and print it for its launch file; with --gpu, plan with it.",
+)
+def plan(**given: Any) -> int:
+    """The answer before any GPU is paid for: a sweep on a simulated server, its scheduler and cache as vLLM has them.
+
+    Prints where the card's memory goes, the table as predicted, the knee, what would move it, and what a thousand tasks
+    cost; leaves the same folder and report as a run, marked as simulated.
+
+    \b
+    bench plan --gpu l4 --kv fp8                              will it hold twelve agents?
+    bench plan --gpu h100 --model synthetic:qwen3-32b         another model; its config.json is enough
+    bench plan --gpu l4 --vary kv=fp16,fp8,tq4                three precisions beside each other
+    bench plan --agents 200 --slo 'ttft_p99<2s'               which cards, how many, at what price?
+    bench plan --calibrate results/runs/LAST-NIGHT            the constants of that machine
+    """
+    from bench import progress
+
+    terminal = progress.Terminal()
+    fitted = _calibrated(given["calibrate"], terminal) if given["calibrate"] else None
+    if given["agents"]:
+        return _size(given, terminal)
+    if fitted is not None and not given["gpu"]:
+        return Exit.FINE
+    return _plan({**given, **NOT_PLANNED}, fitted, terminal)
+
+
+def _calibrated(path: Path, terminal: "Terminal") -> "Speed":
+    from bench import calibrate, records
+
+    fit = calibrate.fit(calibrate.cases(records.Folder.open(path)), terminal.say)
+    terminal.say("")
+    source = f"fitted to {path.name}, off by {fit.typical:.0%} in the middle"
+    _tell(calibrate.toml(fit.speed, source))
+    return fit.speed
+
+
+def _size(given: dict[str, Any], terminal: "Terminal") -> int:
+    from bench import knee, workload
+    from bench import plan as planner
+
+    slo, work = knee.parse_slo(given["slo"]), workload.load(given["workload_name"])
+    found = planner.sizing(given["agents"], slo, work, given["seed"], given["kv"], given["model"], terminal.say)
+    terminal.say("")
+    _tell("\n".join(planner.fleets(found, given["agents"], slo)))
+    return Exit.FINE
+
+
+def _plan(given: dict[str, Any], fitted: "Speed | None", terminal: "Terminal") -> int:
+    from bench import conclusion, foresight, knee, records
+    from bench import plan as planner
+    from bench import report as paper
+    from bench import sweep as job
+
+    knee.parse_slo(given["slo"])
+    given["limits"] = _limits(given)
+    launches = _launches(given)
+    schedule = _schedule(given, launches, None)
+    servers = [foresight.simulated(planner.named(name), launch, fitted) for name, launch in launches.items()]
+    path = Path(given["out"]) if given["out"] else _default_folder(given, "plan-")
+    folder = records.Folder.create(path)
+    run = job.manifest(schedule, planner.variants(servers), ["bench", *sys.argv[1:]], given["slo"])
+    for level in planner.play(schedule, servers, folder, run):
+        terminal.say(f"simulating {level.variant}, {level.case}, C = {level.concurrency}")
+    terminal.say("")
+    done = conclusion.conclude(folder)
+    paper.write(folder, done)
+    _tell(json.dumps(done.run, indent=2) if given["as_json"] else paper.closing(done, folder))
+    if not given["as_json"]:
+        _tell("\n".join(planner.summary(done, servers, schedule.workload, schedule.seed)))
+    return Exit.FINE
 
 
 @cli.command()
@@ -406,6 +511,17 @@ def export(run: Path, form: str, out: Path | None) -> int:
     return Exit.FINE
 
 
+def _close_what_there_is(folder: Any, as_json: bool, terminal: "Terminal") -> None:
+    """Of a run that ended badly: what keeps it from being told must not hide how it ended."""
+    try:
+        if interrupt.times() < 2 and folder.records():
+            _close(folder, as_json, terminal)
+    except (BenchError, OSError) as error:
+        _explain(_plain(error))
+    except KeyboardInterrupt:
+        pass  # it was told to stop now, and does
+
+
 def _close(folder: Any, as_json: bool, terminal: "Terminal") -> int:
     from bench import conclusion
     from bench import report as paper
@@ -421,12 +537,12 @@ def _close(folder: Any, as_json: bool, terminal: "Terminal") -> int:
 
 Launches = dict[str, "Launch"]
 OF_A_SERVER = {"gpu": "--gpu", "kv": "--kv", "tp": "--tp", "prefix_caching": "--prefix-caching", "vary": "--vary",
-               "vllm_command": "--vllm", "extra": "flags after --"}  # fmt: skip
+               "serve_params": "--serve-params", "vllm_command": "--vllm", "extra": "flags after --"}  # fmt: skip
 
 
 def _launches(given: dict[str, Any]) -> Launches:
     """Every server to be started, by the name of its variant; none where one is running already."""
-    from bench import model, recipe
+    from bench import model, recipe, vary
 
     if given["endpoint"]:
         context = click.get_current_context()
@@ -442,7 +558,7 @@ def _launches(given: dict[str, Any]) -> Launches:
     base = recipe.launch(
         given["gpu"], given["kv"], given["model"], given["tp"], given["prefix_caching"], given["extra"]
     )
-    launches = recipe.vary(base, given["vary"])
+    launches = vary.vary(base, given["vary"], given["serve_params"])
     for launch in launches.values():
         model.check(launch.model)
     return launches
@@ -479,12 +595,12 @@ def _vllm(given: dict[str, Any], launches: Launches, terminal: "Terminal") -> "V
 
 
 def _endpoint(given: dict[str, Any], terminal: "Terminal") -> "Endpoint":
-    from bench import key, server
+    from bench import connection, key, server
 
     ours = key.of_endpoint()
     if file := key.lies_open():
         terminal.print(f"warning: other users of this machine can read the key in {file}: chmod 600 {file}")
-    return server.connect(given["endpoint"], given["model"], ours, given["limits"].control_s)
+    return connection.run(server.connect(given["endpoint"], given["model"], ours, given["limits"].control_s))
 
 
 def _limits(given: dict[str, Any]) -> "Limits":
@@ -538,6 +654,6 @@ def _report_orphans(terminal: "Terminal") -> None:
         )
 
 
-def _default_folder(given: dict[str, Any]) -> Path:
+def _default_folder(given: dict[str, Any], kind: str = "") -> Path:
     what = tables.slug(f"{Path(given['gpu']).stem}-{given['kv']}") if given["gpu"] else "endpoint"
-    return Path("results/runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{what}"
+    return Path("results/runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{kind}{what}"

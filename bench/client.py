@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -21,7 +21,7 @@ from bench.workload import Turn
 
 KEEP_IDLE_S = 4.0  # vLLM's server closes an idle connection after 5
 Problem = tuple[Status, str]
-Ask = Callable[[str, bytes], Reply]
+Ask = Callable[[str, bytes], Awaitable[Reply]]
 
 # Frequent words of one length that common tokenizers hold as one token each when a space stands before them.
 COMMON = (
@@ -277,18 +277,18 @@ def _contradiction(usage: dict[str, Any], asked: int, forced: bool, came: int | 
     return None
 
 
-def probe(base_url: str, model: str, key: str | None, vocabulary: int | None, limit_s: float = 60) -> Dialect:
+async def probe(base_url: str, model: str, key: str | None, vocabulary: int | None, limit_s: float = 60) -> Dialect:
     """Ask the target how it takes prompts; `vocabulary` is the size of our own synthetic tokenizer's, if it is that."""
 
-    def ask(path: str, content: bytes) -> Reply:
-        return asking.reply(f"{base_url}{path}", key, content, limit_s)
+    async def ask(path: str, content: bytes) -> Reply:
+        return await asking.reply_later(f"{base_url}{path}", key, limit_s, content)
 
     problems: list[str] = []
-    for candidate in _candidates(ask, model, vocabulary):
+    async for candidate in _candidates(ask, model, vocabulary):
         asked = b"".join((candidate.head(model), _sample(candidate), candidate.tail(4)))
         try:
             for _ in range(2):  # the second finds the first one's blocks
-                reply = ask(candidate.path, asked)
+                reply = await ask(candidate.path, asked)
         except OSError as problem:
             problems.append(f"{candidate.path} with {candidate.name}: {problem}")
             continue
@@ -305,14 +305,14 @@ def _sample(dialect: Dialect) -> bytes:
     return dialect.separator.join((dialect.words * 600)[:600])
 
 
-def _candidates(ask: Ask, model: str, vocabulary: int | None) -> Iterator[Dialect]:
+async def _candidates(ask: Ask, model: str, vocabulary: int | None) -> AsyncIterator[Dialect]:
     """From exact to approximate."""
     completions, chat = "/v1/completions", "/v1/chat/completions"
     if vocabulary:
         words = tuple(str(token).encode() for token in range(min(vocabulary - 8, 1 << 16)))
         yield Dialect("token ids", completions, b'"prompt":[', b"]", words, b",", "word", True)
         return
-    if ids := _token_ids(ask, model):
+    if ids := await _token_ids(ask, model):
         words = tuple(str(token).encode() for token in ids)
         yield Dialect("token ids, answers by id", completions, b'"prompt":[', b"]", words, b",", "id", True)
     words = tuple(word.encode() for word in COMMON)
@@ -323,10 +323,10 @@ def _candidates(ask: Ask, model: str, vocabulary: int | None) -> Iterator[Dialec
         yield Dialect("chat text", chat, opening, b'"}]', words, b" ", "text", forced)
 
 
-def _token_ids(ask: Ask, model: str) -> list[int]:
+async def _token_ids(ask: Ask, model: str) -> list[int]:
     wanted = {"model": model, "prompt": " ".join(COMMON), "add_special_tokens": False}
     try:
-        reply = ask("/tokenize", json.dumps(wanted).encode())
+        reply = await ask("/tokenize", json.dumps(wanted).encode())
         told = json.loads(reply.body)["tokens"] if reply.status == 200 else []
         known = sorted({token for token in told if type(token) is int and token >= 0})
     except (OSError, ValueError, LookupError, TypeError, RecursionError):

@@ -20,6 +20,7 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any, Protocol, TypeVar
 
 from bench import interrupt
+from bench.errors import BenchError
 from bench.limits import Limits, Overdue, Watch
 from bench.wire import Came, Response, Stamp
 
@@ -222,7 +223,8 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     ear = Ear()
     context = copy_context()
     context.run(HEARING.set, ear)
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(ear)) as runner:
+    # Held, for a loop that is interrupted while it is made or ended tells that with a traceback.
+    with interrupt.held(), asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(ear)) as runner:
         return _interruptible(runner.get_loop(), main, context)
 
 
@@ -230,9 +232,9 @@ def _interruptible(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, T]
     """Asked once to stop, it is cancelled and puts on file what is under way; asked twice, it is left as it is."""
     task = loop.create_task(main, context=context)
     try:
-        with interrupt.instead(lambda: loop.call_soon_threadsafe(task.cancel)):
+        with interrupt.instead(lambda: loop.call_soon_threadsafe(task.cancel)), interrupt.free():
             done = loop.run_until_complete(task)
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, BenchError):  # who was asked to stop does not go on for what happened meanwhile
         if not interrupt.times():
             raise
     except KeyboardInterrupt:

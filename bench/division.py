@@ -77,10 +77,10 @@ def divided(launch: Launch) -> Division:
     card, model, (tp, pp) = launch.file.card, shapes_of(launch), parts(launch)
     if card is None or card.other_gb is None:
         raise Unknown("the card's memory is not at hand")
-    if model.heads % tp or pp > model.layers:
+    if not model.divides(tp, pp):
         raise BenchError(
-            f"{launch.model} has {model.heads} heads and {model.layers} layers: vLLM cannot divide it by"
-            f" --tp {tp} and {pp} stages",
+            f"{launch.model} has {model.heads} heads, {model.kv_heads} of keys and values, in {model.layers} layers:"
+            f" vLLM cannot divide it by --tp {tp} and {pp} stages",
             "give a --tp that divides the heads, and no more stages than layers",
         )
     weights = model.stage_bytes(tp, pp)

@@ -7,14 +7,16 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from bench import bounded
+from bench import bounded, keeper
 from bench.errors import BenchError
 
 TELLING = ("--enable-per-request-metrics",)
@@ -110,11 +112,25 @@ def _output(command: tuple[str, ...], limit_s: float, *arguments: str) -> str:
     """What it prints, as far as a help text may go: it could be any program that prints without end."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
-            subprocess.run([*command, *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=limit_s)
+            _run([*command, *arguments], out, err, limit_s)
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
             raise BenchError(f"`{shlex.join([*command, *arguments])}` does not run: {error}") from None
         told = (file.read(bounded.LONGEST) for file in (out, err) if file.seek(0) == 0)
         return next(filter(None, told), b"").decode(errors="replace")
+
+
+def _run(words: Sequence[str], out: IO[bytes], err: IO[bytes], limit_s: float) -> None:
+    """To its end, or ours, or that of our patience, and whatever it has started with it."""
+    ours = keeper.dying_with(os.getpid())
+    process = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True, preexec_fn=ours
+    )
+    try:
+        process.wait(limit_s)
+    finally:
+        if process.returncode is None:  # else by its number others may go
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def check(vllm: Vllm, words: Iterable[str], kv: str, dtype: str, named: Iterable[str]) -> None:

@@ -35,11 +35,14 @@ class Simulated:
         return (self.setup.blocks + 1) * self.setup.block_size
 
 
-def simulated(name: str, launch: Launch, speed: Speed, tokens: int | None = None) -> Simulated:
-    """`tokens`: of its cache, where a server has said so."""
+def simulated(name: str, launch: Launch, speed: Speed | None = None, tokens: int | None = None) -> Simulated:
+    """`speed`: as fitted; `tokens`: of its cache, where a server has said so. Else what is on file."""
     tokens = tokens if tokens is not None else capacity.expected(launch).tokens
     if tokens is None:
         raise BenchError(f"{name}: {capacity.expected(launch).why}", "name a model and a card whose sizes are on file")
+    speed = speed or capacity.speed(launch)
+    if speed is None:
+        raise BenchError(f"{name}: nobody knows how fast it is", "bench plan --calibrate RUN fits that to a real run")
     size = int(launch.number("--block-size") or GPU_BLOCK)
     setup = Setup(
         block_size=size,
@@ -116,7 +119,7 @@ def facts(server: Simulated) -> dict[str, Any]:
     told = {"cache": cache, "version": None, "models": [server.launch.model]}
     return {
         "server": {
-            "base_url": None,
+            "base_url": "simulated",
             "model": server.launch.model,
             "version": None,
             "cache": cache,

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+PADDED = 64  # vLLM rounds a vocabulary up to a multiple of it
+
 
 class Unknown(ValueError):
     """Why something about a model cannot be told from its config.json."""
@@ -49,6 +51,7 @@ class Geometry:
     weight_bytes: float  # of one parameter of a linear layer; embeddings and routers stay at 2
     expert_bytes: float
     windows: tuple[int | None, ...]  # of each layer: how many tokens back it sees, None is all
+    tables_everywhere: bool = False  # vLLM puts both tables of words on every stage, used there or not
     latent: Latent | None = None
     experts: Experts | None = None
 
@@ -70,10 +73,17 @@ class Geometry:
         """On each GPU of each stage: the embedding is on the first, the head on the last."""
         table = self._table_bytes / tp
         found = [sum(self._layer_bytes(layer, tp) for layer in stage) for stage in self.stages(pp)]
+        if self.tables_everywhere:
+            return tuple(one + table * (1 if self.tied else 2) for one in found)
         found[0] += table
         if pp > 1 or not self.tied:
             found[-1] += table
         return tuple(found)
+
+    def divides(self, tp: int, pp: int) -> bool:
+        """Heads go whole to GPUs, or GPUs share each evenly."""
+        shared = self.latent is not None or max(tp, self.kv_heads) % min(tp, self.kv_heads) == 0
+        return self.heads % tp == 0 and shared and pp <= self.layers
 
     def stages(self, pp: int) -> list[range]:
         """vLLM's own split: what does not divide goes to the stages before the last."""
@@ -83,7 +93,7 @@ class Geometry:
 
     @property
     def _table_bytes(self) -> float:
-        return self.vocabulary * self.hidden * 2.0
+        return -(-self.vocabulary // PADDED) * PADDED * self.hidden * 2.0
 
     def _layer_bytes(self, layer: int, tp: int, used_only: bool = False) -> float:
         linear, experts, router = self._parameters(layer, tp, used_only)

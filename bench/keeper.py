@@ -29,8 +29,8 @@ LOG_HEAD = 1 << 20  # what a start tells
 
 def main(patience: str, log: str, limit: str, temporary: str, *command: str) -> None:
     keeper = Keeper(float(patience), log, int(limit), temporary)
-    if keeper.start(command):
-        keeper.keep()
+    keeper.start(command)
+    keeper.keep()
     keeper.tell("gone")
 
 
@@ -39,7 +39,7 @@ class Keeper:
         self._patience_s, self._log, self._limit, self._temporary = patience_s, log, limit, temporary
         self._leader = 0
         self._process: subprocess.Popen[bytes] | None = None  # never asked: to forget it would reap its process
-        self._code: int | None = None
+        self._code: int | None = 0  # of the leader; None while it lives
         self._kill_at: float | None = None
         self._deaf = False
         self._segments = Segments()
@@ -50,26 +50,25 @@ class Keeper:
         os.set_blocking(self._stirred, False)
         signal.set_wakeup_fd(stir, warn_on_full_buffer=False)
 
-    def start(self, command: Iterable[str]) -> bool:
+    def start(self, command: Iterable[str]) -> None:
         adopt_orphans()
-        os.mkdir(self._temporary, 0o700)
         try:
+            os.mkdir(self._temporary, 0o700)
             self._process = subprocess.Popen(
                 list(command),
                 stdin=subprocess.DEVNULL,
                 stdout=2,
                 start_new_session=True,
-                preexec_fn=_dying_with(os.getpid()),
+                preexec_fn=dying_with(os.getpid()),
             )
+            self._leader, self._code = self._process.pid, None
+            with open(f"{self._temporary}/{NOTE}", "w") as note:
+                note.write(f"{self._leader} {os.environ.get(TAG, '')}")
         except OSError as error:
-            os.rmdir(self._temporary)
-            self.tell(f"left it cannot be run: {error}")
-            return False
-        self._leader = self._process.pid
-        with open(f"{self._temporary}/{NOTE}", "w") as note:
-            note.write(f"{self._leader} {os.environ.get(TAG, '')}")
-        self.tell(f"pid {self._leader}")
-        return True
+            self.tell(f"left it cannot be run: {error.filename or self._temporary}: {error.strerror}")
+            self._hurry(0)
+        else:
+            self.tell(f"pid {self._leader}")
 
     def keep(self) -> None:
         while self._kill_at is None or self._code is None or descendants(os.getpid()):
@@ -99,8 +98,8 @@ class Keeper:
     def _end(self, patience_s: float) -> None:
         if self._kill_at is None:
             self._segments.look(os.getpid(), closely=True)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._leader, signal.SIGTERM)
+            # By the number of a leader that was reaped, and of its group, others may go by now.
+            send({-self._leader} if self._code is None else descendants(os.getpid()), signal.SIGTERM)
         self._hurry(patience_s if self._code is None else min(patience_s, GRACE_S))
 
     def _hurry(self, seconds: float) -> None:
@@ -126,7 +125,7 @@ def adopt_orphans() -> None:
 LIBC = ctypes.CDLL(None)
 
 
-def _dying_with(parent: int) -> Callable[[], None]:
+def dying_with(parent: int) -> Callable[[], None]:
     def ask() -> None:
         if hasattr(LIBC, "prctl"):
             LIBC.prctl(DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)

@@ -28,6 +28,11 @@ def bracket(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(shape.positive, value))
 
 
+def history(value: object) -> bool:
+    """Of settings: the first are those with which the run began."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+
+
 LAUNCH = {
     "name": str,
     "digest": str,
@@ -54,6 +59,7 @@ SERVER = {
 RUN = {
     "started": moment,
     "ended": str,
+    "resumed?": [dict],
     "argv": [str],
     "seed": seed,
     "salt": int,
@@ -80,7 +86,7 @@ RUN = {
             "launch": (None, LAUNCH),
             "server?": SERVER,
             "capacity?": (None, CAPACITY),
-            "settings?": [dict],
+            "settings?": history,
             "dialect?": {"name": str},
         }
     },
@@ -94,12 +100,18 @@ OF_VARIANT = {
     "knee_confidence?": (float, None),
     "ceiling_confidence?": (float, None),
 }
+PLAYED = {"server": dict, "dialect": dict, "settings": list}
 VERDICT = {"valid": bool, "departures?": [str], "variants": {name: OF_VARIANT}}
 
 
 def check(run: object, where: str) -> None:
     """Of a run; its verdict is made again."""
     shape.check(run, RUN, where)
+
+
+def check_played(run: Mapping[str, Any], variant: str, where: str) -> None:
+    """Of a variant that has a level behind it: what was found out about its server before."""
+    shape.check(run["variants"].get(variant), PLAYED, where)
 
 
 def check_published(run: Mapping[str, Any], where: str) -> None:

@@ -64,6 +64,7 @@ OF_FAMILY: dict[str, shape.Shape] = {
 }
 OF_FAMILY["deepseek_v3"] = OF_FAMILY["deepseek_v2"]
 FAMILIES = {"", "llama", "mistral", "qwen2", "qwen3", *OF_FAMILY}  # whose layers were compared with vLLM's own
+TABLES_EVERYWHERE = {"gemma3_text", "gpt_oss", "qwen3_moe"}  # as of vLLM 0.32
 MOST_LAYERS = 10_000
 MXFP4_BYTES = 4.25 / 8  # a scale of 8 bits for every 32 elements
 WINDOW = {"full_attention": False, "sliding_attention": True}
@@ -104,13 +105,14 @@ def shapes(model: str, fp8_weights: bool = False) -> Geometry:
         intermediate=config["intermediate_size"],
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        head_dim=config.get("head_dim") or max(1, config["hidden_size"] // heads),
         vocabulary=config["vocab_size"],
         tied=config.get("tie_word_embeddings", family == "gemma3_text"),
         context=_context(config),
         weight_bytes=weight_bytes,
         expert_bytes=expert_bytes,
         windows=_windows(config),
+        tables_everywhere=family in TABLES_EVERYWHERE,
         latent=_latent(config) if family.startswith("deepseek") else None,
         experts=_experts(config),
     )

@@ -182,10 +182,7 @@ def sizing(
 
 
 def _fleet(launch: Launch, fit: float, agents: int, slo: Slo, workload: Workload, seed: int) -> Fleet | None:
-    speed = capacity.speed(launch)
-    if speed is None:
-        return None
-    server = foresight.simulated(launch.kv, launch, speed)
+    server = foresight.simulated(launch.kv, launch)
     row = best(server, slo, workload, seed, min(agents, math.ceil(fit)))
     if row is None:
         return None

@@ -25,6 +25,8 @@ def publish(done: Conclusion, results: Path) -> Path:
     """Where it lies now."""
     if not done.rows:
         raise BenchError("a run of which no level was played to its end is not published", exit=Exit.INVALID)
+    if done.run.get("simulated"):
+        raise BenchError("a simulated run is no result: nothing was measured", "publish a real one", Exit.INVALID)
     if not done.valid:
         reasons = "; ".join(warning.what for warning in done.warnings if warning.fatal)
         raise BenchError(

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -172,8 +172,8 @@ class Launch:
             flags.append(("--load-format", "dummy"))
             if self.model.lower().endswith("-fp8"):
                 flags.append(("--quantization", "fp8"))
-        theirs = {_topic(word) for word in self.extra if word.startswith("-")}
-        kept = [(name, value) for name, value in flags if _topic(name) not in theirs]
+        theirs = {topic(word) for word in self.extra if word.startswith("-")}
+        kept = [(name, value) for name, value in flags if topic(name) not in theirs]
         return [str(word) for pair in kept for word in pair if word is not None] + list(serve.args)
 
 
@@ -181,7 +181,7 @@ def _switch(name: str, on: bool) -> str:
     return f"--{name}" if on else f"--no-{name}"
 
 
-def _topic(flag: str) -> str:
+def topic(flag: str) -> str:
     """`--no-enable-x`, `--enable-x` and `--enable-x=1` speak of one thing; so do `-tp` and its long name."""
     name = flag.partition("=")[0].removeprefix("--no-").removeprefix("--").replace("_", "-")
     return {"-tp": "tensor-parallel-size"}.get(name, name)
@@ -202,39 +202,3 @@ def load(gpu: str) -> tuple[str, RecipeFile, str]:
 def launch(gpu: str, kv: str, model: str | None, tp: int, prefix_caching: bool, extra: tuple[str, ...]) -> Launch:
     name, file, digest = load(gpu)
     return Launch(name, file, digest, kv, model or file.serve.model, tp, prefix_caching, extra=extra)
-
-
-def vary(base: Launch, axes: tuple[str, ...]) -> dict[str, Launch]:
-    """Every combination of `WHAT=A,B` texts, by a name that tells them apart."""
-    made = {base.kv: base}
-    for at, text in enumerate(axes):
-        what, _, values = text.partition("=")
-        what = what.lstrip("-").replace("_", "-")
-        if not what or not all(values.split(",")):
-            raise BenchError(f"--vary {text!r} is not WHAT=A,B", "for example --vary kv=fp16,fp8,tq4")
-        if what in {_topic(word) for word in base.extra}:
-            raise BenchError(f"--vary {what} and --{what} after -- say different things", "leave one of them out")
-        made = {
-            ", ".join(filter(None, (name if at else "", value if what == "kv" else f"{what}={value}"))): _with(
-                one, what, value
-            )
-            for name, one in made.items()
-            for value in values.split(",")
-        }
-    return made
-
-
-def _with(launch: Launch, what: str, value: str) -> Launch:
-    """One thing changed; on and off are vLLM's switches."""
-    if what == "kv":
-        return replace(launch, kv=value)
-    if what == "model":
-        return replace(launch, model=value)
-    if what == "tp":
-        if not value.isdigit() or int(value) < 1:
-            raise BenchError(f"--vary tp={value}: not a number of GPUs")
-        return replace(launch, tp=int(value))
-    if what == "prefix-caching" and value in ("on", "off"):
-        return replace(launch, prefix_caching=value == "on")
-    flags = {"on": (f"--{what}",), "off": (f"--no-{what}",)}.get(value, (f"--{what}", value))
-    return replace(launch, extra=(*launch.extra, *flags))

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 from itertools import starmap
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Literal, get_args, get_origin, get_type_hints
 
 from bench import bounded, manifest, shape
 from bench.errors import BenchError, Exit
@@ -175,6 +175,25 @@ def _row(line: str) -> dict[str, Any]:
     return row
 
 
+def _mend(lines: BinaryIO) -> bool:
+    """The last one is whole afterwards; true if it was not."""
+    if not (end := lines.seek(0, os.SEEK_END)):
+        return False
+    lines.seek(end - 1)
+    if lines.read(1) == b"\n":
+        return False
+    start = lines.seek(max(0, end - bounded.LONGEST))
+    _, before, torn = lines.read().rpartition(b"\n")
+    if start and not before:
+        raise BenchError(f"{lines.name} is damaged: {bounded.TOO_LONG}", exit=Exit.INVALID)
+    try:
+        _row(torn.decode())
+        lines.write(b"\n")
+    except ValueError:
+        lines.truncate(end - len(torn))
+    return True
+
+
 def _says_something(file: Path) -> bool:
     """Not so the empty files of a bench that was killed before it began."""
     return file.name != HELD and (file.is_dir() or file.stat().st_size > 0)
@@ -225,31 +244,19 @@ class Folder:
 
     def mend(self) -> list[str]:
         """Finish or take away the last lines that a crash or a full disk has torn, so that more can follow."""
-        return [file for file in LINES if (self.path / file).is_file() and self._mend(self.path / file)]
+        return [file for file in LINES if (self.path / file).is_file() and self._mended(file)]
 
-    def _mend(self, file: Path) -> bool:
-        with file.open("rb+") as lines:
-            end = start = lines.seek(0, os.SEEK_END)
-            torn = b""
-            while start and b"\n" not in torn:
-                start = max(0, start - AT_ONCE)
-                lines.seek(start)
-                torn = lines.read(end - start)
-            whole = start + torn.rfind(b"\n") + 1
-            if whole == end:
-                return False
-            try:
-                json.loads(torn[whole - start :])
-                lines.write(b"\n")
-            except ValueError:
-                lines.truncate(whole)
-        return True
+    def _mended(self, file: str) -> bool:
+        with (self.path / file).open("ab+") as lines:
+            return _mend(lines)
 
     def append(self, file: str, row: dict[str, Any]) -> None:
-        """Flushed at once, and by one call, so that lines of several processes do not mix: what has ended stays."""
+        """Flushed at once, by one process after another: what has ended stays, and whole lines follow whole ones."""
         try:
-            with (self.path / file).open("a") as out:
-                out.write(json.dumps(row, separators=(",", ":")) + "\n")
+            with (self.path / file).open("ab+") as out:
+                fcntl.flock(out, fcntl.LOCK_EX)
+                _mend(out)
+                out.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
         except OSError as error:
             raise self._unwritable(file, error) from None
 

@@ -47,7 +47,7 @@ class Seen:
 
     def figure(self, name: str, title: str, told: str, height: float, *body: str) -> str:
         several = len(self.run["variants"]) > 1
-        named = f"{short(self.variant)}: {title}" if several else title
+        named = f"{short(self.variant)}: {title}" if several or "(simulated)" in self.variant else title
         return figure(self.key(name), named, told, height, *body)
 
     def key(self, name: str) -> str:

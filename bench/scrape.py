@@ -85,10 +85,10 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch("[0-9]{1,12}", text) else None
 
 
-def fetch(base_url: str, key: str | None = None, limit_s: float = 60) -> str | None:
+async def fetch(base_url: str, key: str | None = None, limit_s: float = 60) -> str | None:
     """The metrics page, or None where a server has none."""
     try:
-        reply = asking.reply(f"{base_url}/metrics", key, limit_s=limit_s)
+        reply = await asking.reply_later(f"{base_url}/metrics", key, limit_s)
     except OSError:
         return None
     return reply.text if reply.status == 200 else None
@@ -115,9 +115,10 @@ async def watching(
                 keep(now(), parse(reply.text))
             await asyncio.sleep(every_s)
 
-    task = asyncio.create_task(watch())
     try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(watch())
+            yield
+            task.cancel()
+    except BaseExceptionGroup as several:  # the body's, or that a sample cannot be kept, which ends the body
+        raise several.exceptions[0] from None

@@ -1,5 +1,6 @@
 """One vLLM: started in the hands of its keeper, watched until ready, and gone afterwards."""
 
+import asyncio
 import math
 import os
 import shlex
@@ -11,14 +12,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import asking, diagnosis, interrupt, key, machine, model, scrape, secret
+from bench import asking, connection, diagnosis, interrupt, key, machine, model, scrape, secret
 from bench.engine import Vllm
 from bench.errors import BenchError, Exit
 from bench.family import Kept, bindable, name, stranger
 from bench.machine import Card
 from bench.recipe import Launch
 
-SOON_S = 5.0
+SOON_S, LOOKS = 5.0, 50
 IDLE_MIB = 1024  # that a card nobody uses may have in use
 NOISE_MIB = 256
 CARD_S = 10.0
@@ -41,51 +42,59 @@ class Endpoint:
     log: Path | None = None
     control_s: float = 60
 
-    def reset_cache(self) -> bool:
+    async def reset_cache(self) -> bool:
         """True if the server says that its prefix cache is empty now."""
         try:
-            return asking.reply(f"{self.base_url}/reset_prefix_cache", self.key, b"", self.control_s).status == 200
+            told = await asking.reply_later(f"{self.base_url}/reset_prefix_cache", self.key, self.control_s, b"")
         except OSError:
             return False
+        return told.status == 200
 
-    def metrics(self) -> scrape.Sample | None:
-        page = scrape.fetch(self.base_url, self.key, self.control_s)
+    async def metrics(self) -> scrape.Sample | None:
+        page = await scrape.fetch(self.base_url, self.key, self.control_s)
         return scrape.parse(page) if page else None
 
-    def alive(self, wait_s: float = 0) -> str | None:
+    def alive(self) -> str | None:
         """None, or how our process ended."""
-        if self.process is None or self.process.poll(wait_s) is None:
+        if self.process is None or self.process.poll() is None:
             return None
         return diagnosis.ended(self.process.returncode or 0, self.log)
 
-    def silent(self) -> str | None:
+    async def silent(self) -> str | None:
         """None, or what it says instead of serving its model."""
         try:
-            _models(self.base_url, self.key, self.control_s)
+            await _models(self.base_url, self.key, self.control_s)
         except OSError as error:
-            return self.alive(SOON_S) or f"the server does not answer as it did: {error}"
+            return await self._ends() or f"the server does not answer as it did: {error}"
         return None
 
+    async def _ends(self) -> str | None:
+        """What closes its port may be about to end."""
+        for _ in range(LOOKS if self.process else 0):
+            if not self.alive():
+                await asyncio.sleep(SOON_S / LOOKS)
+        return self.alive()
 
-def connect(url: str, wanted: str | None, key: str | None, control_s: float = 60) -> Endpoint:
+
+async def connect(url: str, wanted: str | None, key: str | None, control_s: float = 60) -> Endpoint:
     """A server that someone else runs."""
     if not url.startswith(("http://", "https://")):
         raise BenchError(f"--endpoint {url!r} is not a URL", f"did you mean http://{url}?")
     base = url.rstrip("/").removesuffix("/v1")
     hint = "is the server up, and the URL right? A key is read from BENCH_API_KEY or BENCH_API_KEY_FILE"
     try:
-        models = _models(base, key, control_s)
+        models = await _models(base, key, control_s)
     except OSError as error:
         raise BenchError(f"{base}/v1/models does not answer: {error}", hint, Exit.SERVER) from None
     if wanted is not None and wanted not in models:
         raise BenchError(f"{base} does not serve {wanted}", f"it serves {', '.join(models)}")
-    cache, version = scrape.cache_facts(scrape.fetch(base, key, control_s) or ""), _version(base, key, control_s)
-    return Endpoint(base, wanted or models[0], cache, version, key=key, control_s=control_s)
+    page, version = await scrape.fetch(base, key, control_s) or "", await _version(base, key, control_s)
+    return Endpoint(base, wanted or models[0], scrape.cache_facts(page), version, key=key, control_s=control_s)
 
 
-def _models(base: str, key: str | None, limit_s: float) -> list[str]:
+async def _models(base: str, key: str | None, limit_s: float) -> list[str]:
     """Those it serves; raises OSError where it does not say."""
-    answer = asking.reply(f"{base}/v1/models", key, limit_s=limit_s)
+    answer = await asking.reply_later(f"{base}/v1/models", key, limit_s)
     try:
         models = [str(entry["id"]) for entry in answer.json()["data"]]
     except (ValueError, LookupError, TypeError):
@@ -95,9 +104,9 @@ def _models(base: str, key: str | None, limit_s: float) -> list[str]:
     return models
 
 
-def _version(base: str, key: str | None, limit_s: float) -> str | None:
+async def _version(base: str, key: str | None, limit_s: float) -> str | None:
     try:
-        answer = asking.reply(f"{base}/version", key, limit_s=limit_s)
+        answer = await asking.reply_later(f"{base}/version", key, limit_s)
         return str(answer.json()["version"]) if answer.status == 200 else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
@@ -132,7 +141,7 @@ def serve(
                 base = f"http://127.0.0.1:{port}"
                 _await_ready(kept, base, launch, log, say, start_timeout_s, ours)
                 kept.look()
-                page = scrape.fetch(base, ours) or ""
+                page = connection.run(scrape.fetch(base, ours)) or ""
                 geometry = model.geometry(launch.model) if model.is_synthetic(launch.model) else None
                 vocabulary = geometry.vocabulary if geometry else None
                 cache = scrape.cache_facts(page)
@@ -141,7 +150,8 @@ def serve(
             try:
                 stop(kept, port, before, look)
             finally:
-                secret.blot(log)
+                for part in log.parent.glob(f"{log.name}*"):  # its keeper moves some of a long one away
+                    secret.blot(part)
 
 
 def _inherited() -> dict[str, str]:
@@ -182,7 +192,7 @@ def _await_ready(
             why, hint = diagnosis.diagnose(log)
             raise BenchError(f"vLLM did not start: {why}", f"{hint}its log: {log}", Exit.SERVER)
         with suppress(OSError):
-            served = _models(base, ours, SOON_S)
+            served = connection.run(_models(base, ours, SOON_S))
             _refuse_stranger(kept, int(base.rpartition(":")[2]))
             if launch.model in served:
                 say("")
@@ -253,18 +263,18 @@ def _who(card: Card) -> str:
     return f" by {', '.join(name(pid) for pid in card.pids)}" if card.pids else ""
 
 
-def now(target: Endpoint) -> dict[str, object]:
+async def now(target: Endpoint) -> dict[str, object]:
     """Its settings as it tells them at this moment: before a run and after it they have to be the same."""
     asked = target.base_url, target.key, target.control_s
-    page = scrape.fetch(*asked) or ""
+    page = await scrape.fetch(*asked) or ""
     try:
-        models = sorted(_models(*asked))
+        models = sorted(await _models(*asked))
     except OSError:
         models = []
     return secret.without(
         {
             "cache": asdict(scrape.cache_facts(page)),
-            "version": _version(*asked),
+            "version": await _version(*asked),
             "models": models,
         }
     )

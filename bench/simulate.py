@@ -62,7 +62,7 @@ class Setup:
     most_sequences: int
     chunked: bool = True
     caching: bool = True
-    threshold: int = 0  # tokens that one prompt may take of a step; 0: all
+    threshold: int = 0  # tokens that one prompt may take of a step while there are others; 0: all
 
 
 @dataclass(slots=True, eq=False)
@@ -88,7 +88,7 @@ Batch = list[tuple[Request, int]]
 
 
 class Scheduler:
-    """vLLM's: those that run go on first, then those that wait are let in, in the order in which they came."""
+    """vLLM's, not its async one: those that run go on first, then those that wait are let in, as they came."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.blocks = setup, Blocks(setup.blocks, setup.caching)
@@ -97,15 +97,17 @@ class Scheduler:
         self.preemptions = self.queried = self.hit = 0
 
     def step(self, now: float) -> Batch:
-        budget, batch, before = self.setup.budget, Batch(), self.preemptions
-        for request in [*self.running]:
-            wanted = self._portion(request.tokens - request.computed, budget)
-            if not wanted or not self._make_room(request, wanted):
+        budget, batch, before, limit = self.setup.budget, Batch(), self.preemptions, self._limit()
+        for request in self.running:  # a victim leaves at its end
+            if not budget:
+                break
+            wanted = min(request.tokens - request.computed, limit, budget)
+            if not self._make_room(request, wanted):
                 break
             budget -= wanted
             batch.append((request, wanted))
         while self.preemptions == before and self.waiting and budget and len(self.running) < self.setup.most_sequences:
-            wanted = self._admit(self.waiting[0], budget, now)
+            wanted = self._admit(self.waiting[0], limit, budget, now)
             if not wanted:
                 break
             budget -= wanted
@@ -113,8 +115,10 @@ class Scheduler:
             self.running.append(batch[-1][0])
         return batch
 
-    def _portion(self, wanted: int, budget: int) -> int:
-        return min(wanted, self.setup.threshold or wanted, budget)
+    def _limit(self) -> int:
+        """Tokens that one prompt may take of this step; who is alone keeps nobody waiting."""
+        several = len(self.running) + len(self.waiting) > 1
+        return self.setup.threshold if several and self.setup.threshold else ENDLESS
 
     def _make_room(self, request: Request, wanted: int) -> bool:
         """At the cost of those that came last, itself in the end."""
@@ -146,21 +150,21 @@ class Scheduler:
         self.blocks.release(request.blocks)
         request.blocks = request.blocks[:0]
 
-    def _admit(self, request: Request, budget: int, now: float) -> int:
+    def _admit(self, request: Request, limit: int, budget: int, now: float) -> int:
         """How much of it is computed in this step; nothing while the whole of it would find no room."""
         size = self.setup.block_size
         found = self.blocks.found(request.texts)[: (request.tokens - 1) // size]
-        wanted = request.tokens - len(found) * size
+        wanted = min(request.tokens - len(found) * size, limit)
         if not self.setup.chunked and wanted > budget:
             return 0
         if -(-request.tokens // size) - len(found) + self.blocks.unused(found) > self.blocks.free:
             return 0
-        wanted = self._portion(wanted, budget)
+        wanted = min(wanted, budget)
         self.blocks.use(found)
         request.blocks, request.computed = found, len(found) * size
         if request.cached is None:
             request.cached, request.scheduled_s = request.computed, now
-            self.queried += request.tokens
+            self.queried += request.tokens if self.setup.caching else 0
             self.hit += request.computed
         self._grow(request, wanted)
         return wanted
@@ -196,10 +200,10 @@ class Door:
         loop = asyncio.get_running_loop()
         self._catch_up(loop.time())
         self._count += 1
-        heapq.heappush(self._inside, (self._done + work_s, self._count, loop.create_future()))
-        waiting = next(future for _, number, future in self._inside if number == self._count)
+        through = loop.create_future()
+        heapq.heappush(self._inside, (self._done + work_s, self._count, through))
         self._arm(loop)
-        await waiting
+        await through
 
     def _catch_up(self, now: float) -> None:
         if self._inside:
@@ -235,9 +239,10 @@ class Engine:
     async def send(self, turn: Turn) -> TurnRecord:
         sent = self.clock.now()
         await self._door.through(self.speed.request_s + turn.prompt_tokens * self.speed.said_s)
-        texts = tuple(self._parts(turn))
         came = self.clock.now()
-        request = Request(turn, texts, asyncio.get_running_loop().create_future(), came, tokens=turn.prompt_tokens)
+        request = Request(
+            turn, self.texts(turn), asyncio.get_running_loop().create_future(), came, tokens=turn.prompt_tokens
+        )
         self.scheduler.waiting.append(request)
         if self._running is None:
             self._running = asyncio.create_task(self._run())
@@ -274,8 +279,11 @@ class Engine:
                 attended += wanted * (request.computed + wanted / 2)
         return self.speed.step(tokens, attended, read, len(batch))
 
+    def texts(self, turn: Turn) -> Texts:
+        """In whole blocks: one in which two texts meet belongs to the later."""
+        return tuple(self._parts(turn))
+
     def _parts(self, turn: Turn) -> Iterator[tuple[Text, int]]:
-        """Its texts, in whole blocks: a block in which two of them meet belongs to the later one."""
         size, tokens, blocks = self.setup.block_size, 0, 0
         path: tuple[Hashable, ...] = ()
         for span in turn.prompt:
@@ -292,11 +300,6 @@ class Engine:
 
     def _text(self, path: Hashable) -> Text:
         return self._texts.setdefault(path, Text(len(self._texts)))
-
-    def reset(self) -> None:
-        """Nothing cached, as after /reset_prefix_cache."""
-        self.scheduler.blocks.forget()
-        self._texts.clear()
 
     def sample(self) -> dict[str, float | None]:
         """As its metrics page would tell."""

@@ -8,6 +8,7 @@ import contextlib
 import json
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ from bench.client import Target
 from bench.errors import BenchError, Exit
 from bench.journal import Journal
 from bench.load import Level
+from bench.manifest import check_played
 from bench.pulse import Pulse
 from bench.recipe import Launch
 from bench.records import LINES, SCHEMA, Folder, Play, TurnRecord, play_of
@@ -83,14 +85,29 @@ HERE = ("host", "cpu", "cores", "python", "bench", "gpus")  # of the machine: wh
 PLANNED = ("workload", "typical", "levels", "repeats", "seed", "limits")
 
 
-def go_on(before: dict[str, Any], now: dict[str, Any], folder: Folder, show: Show) -> dict[str, Any]:
-    """The manifest of a run that was cut, if what goes on is still the same; its files mended."""
+def cut(folder: Folder) -> dict[str, Any]:
+    """The manifest of a run that has not come to its end."""
+    run = folder.manifest()
+    if run["schema"] < SCHEMA:
+        raise BenchError(f"{folder.path} was made by an older bench, which kept no journal", "begin a new run")
+    if run["ended"] == "finished":
+        hint = f"see it with: bench report {folder.path}"
+        raise BenchError(f"{folder.path} is finished: nothing is left to be done", hint)
+    return run
+
+
+def go_on(now: dict[str, Any], folder: Folder, show: Show) -> dict[str, Any]:
+    """The manifest of a run that was cut, if what goes on is still the same; its files mended. The folder is held, for
+    else another may come to the run's end meanwhile."""
+    before = cut(folder)
     was, is_now = (json.loads(json.dumps(_recipe(run))) for run in (before, now))
     if other := [name for name in was if was[name] != is_now.get(name)]:
         raise BenchError(
             f"this is not the run that began in {folder.path}: its {', '.join(other)} was another",
             f"then {was[other[0]]}, now {is_now.get(other[0])}: begin a new run",
         )
+    for name in {row["variant"] for row in folder.rows("journal.jsonl") if row["what"] == "over"}:
+        check_played(before, name, str(folder.path / "run.json"))
     for file in folder.mend():
         show.print(f"{file}: its last line was torn, and is mended")
     parts = [*before.get("resumed", []), {"at": now["started"], "ended": before["ended"]}]
@@ -101,7 +118,10 @@ def _recipe(run: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs one."""
     here = {name: run["machine"].get(name) for name in HERE}
     launches = {f"launch of {name}": facts["launch"] for name, facts in run["variants"].items()}
-    return {**{name: run.get(name) for name in PLANNED}, **here, **launches}
+    return {**{name: run.get(name) for name in PLANNED}, **here, "variants": sorted(run["variants"]), **launches}
+
+
+Played = tuple[list[TurnRecord], list[dict[str, Any]]]  # what is on file of it, and what its client felt
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,21 +142,27 @@ class Job:
     def left(self, variant: Variant) -> list[Level]:
         """Without what an earlier part of the run has played and may keep."""
         over = self.journal.over()
-        records = self.folder.records() if over else []
+        played = self._played() if over else {}
         left = []
         for level in self.schedule.plays(variant.name):
-            doubts = self._doubts(level, over[level.play], records) if level.play in over else []
+            doubts = self._doubts(level, *played[level.play, over[level.play]]) if level.play in over else []
             left += [level] if doubts or level.play not in over else []
             if doubts:
                 self.show.print(f"C = {level.concurrency} is played again: {doubts[0]}")
         return left
 
-    def _doubts(self, level: Level, attempt: int, records: Sequence[TurnRecord]) -> list[str]:
-        own = [one for one in records if one.play == level.play and one.attempt == attempt]
+    def _played(self) -> dict[tuple[Play, int], Played]:
+        """Of each attempt at each level."""
+        found: dict[tuple[Play, int], Played] = defaultdict(lambda: ([], []))
+        for record in self.folder.records():
+            found[record.play, record.attempt][0].append(record)
+        for row in self.folder.rows("client.jsonl"):
+            found[play_of(row), row.get("attempt", 0)][1].append(row)
+        return found
+
+    def _doubts(self, level: Level, own: list[TurnRecord], pulses: list[dict[str, Any]]) -> list[str]:
         if sum(one.turn > 0 and one.status != "cut" for one in own) != level.requests:
             return ["some of its requests are not on file"]
-        rows = self.folder.rows("client.jsonl")
-        pulses = [row for row in rows if play_of(row) == level.play and row["attempt"] == attempt]
         return audit.doubts(Evidence(self.run, level.variant, own, [stats.reduce(own, [], pulses=pulses)]))
 
 
@@ -187,13 +213,13 @@ def _take(job: Job, variant: Variant) -> None:
                 again.add(left[0].play)
                 job.show.print(f"{error.message}. It is started again, and this level begun anew")
             else:
-                job.facts(variant)["settings"].append(server.now(target))
+                job.facts(variant)["settings"].append(connection.run(server.now(target)))
 
 
 def _welcome(job: Job, variant: Variant, target: server.Endpoint, started_s: float) -> None:
     expected = capacity.expected(variant.launch) if variant.launch else None
     job.show.server_ready(target, expected, started_s)
-    facts, settings = job.facts(variant), server.now(target)
+    facts, settings = job.facts(variant), connection.run(server.now(target))
     if "settings" in facts and facts["settings"][0] != settings:
         raise BenchError(
             f"the server is not what it was when this run began: {facts['settings'][0]} became {settings}",
@@ -211,7 +237,9 @@ def _welcome(job: Job, variant: Variant, target: server.Endpoint, started_s: flo
 async def _measure(job: Job, variant: Variant, target: server.Endpoint, left: list[Level]) -> None:
     """Takes away from `left` what is done."""
     schedule = job.schedule
-    dialect = client.probe(target.base_url, target.model, target.key, target.vocabulary, schedule.limits.control_s)
+    dialect = await client.probe(
+        target.base_url, target.model, target.key, target.vocabulary, schedule.limits.control_s
+    )
     job.facts(variant)["dialect"] = {"name": dialect.name, "reports_cached": dialect.reports_cached}
     job.folder.write_manifest(job.run)
     asked = Target(target.base_url, target.model, dialect, job.epoch, schedule.limits, target.key)
@@ -246,6 +274,7 @@ class Minutes:
         self._starts = {file: job.folder.size(file) for file in LINES}
         self._level: Level | None = None
         self._playing: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None  # whether the server is there at all
         self._misses = 0  # requests in a row that had no answer
         self._lost: str | None = None  # why the level is given up
 
@@ -260,17 +289,17 @@ class Minutes:
         now, target = load.WallClock(part.target.epoch).now, self._target
         self._level = part.level
 
-        def look() -> bool:
-            sample = target.metrics()
+        async def look() -> bool:
+            sample = await target.metrics()
             if sample:
                 self._sampled(now(), sample)
             return bool(sample)
 
-        target.reset_cache()
+        await target.reset_cache()
         watch = scrape.watching(target.base_url, target.key, now, self._sampled, limit_s=target.control_s)
-        async with watch if look() else contextlib.nullcontext():
+        async with watch if await look() else contextlib.nullcontext():
             await self._play(part)
-        look()
+        await look()
 
     async def _play(self, part: Part) -> None:
         """Given up where the server is lost."""
@@ -281,7 +310,11 @@ class Minutes:
         except asyncio.CancelledError:
             if self._lost is None:
                 raise
-        why = self._lost or self._target.alive() or (self._misses and self._target.silent())
+        finally:
+            if self._asking:
+                self._asking.cancel()
+                self._asking = None
+        why = self._lost or self._target.alive() or (self._misses and await self._target.silent())
         if why:
             self._job.journal.lose(part.level.play, why)
             raise BenchError(f"at C = {part.level.concurrency}: {why}", f"its log: {self._target.log}", Exit.SERVER)
@@ -292,16 +325,24 @@ class Minutes:
             self._misses = 0
             return
         self._misses += 1
-        self._lost = self._lost or self._target.alive() or self._deaf(record)
-        if self._lost and self._playing:
-            self._playing.cancel()
+        self._give_up(self._target.alive() or self._deaf(record))
+        if record.status != "timeout" and self._misses % max(REFUSED, record.concurrency) == 0:
+            self._asking = self._asking or asyncio.create_task(self._ask())
 
     def _deaf(self, record: TurnRecord) -> str | None:
         """A server that lives and does not answer."""
-        if record.status == "timeout":
-            deaf = self._misses >= max(DEAF, record.concurrency)
-            return f"the server answered none of {self._misses} requests in a row: {record.error}" if deaf else None
-        return self._target.silent() if self._misses % max(REFUSED, record.concurrency) == 0 else None
+        deaf = record.status == "timeout" and self._misses >= max(DEAF, record.concurrency)
+        return f"the server answered none of {self._misses} requests in a row: {record.error}" if deaf else None
+
+    async def _ask(self) -> None:
+        why = await self._target.silent()
+        self._give_up(why if self._misses else None)
+        self._asking = None
+
+    def _give_up(self, why: str | None) -> None:
+        if why and self._lost is None and self._playing:
+            self._lost = why
+            self._playing.cancel()
 
     def _sampled(self, at: float, sample: scrape.Sample) -> None:
         self._note("server.jsonl", {"t_s": at, **sample})

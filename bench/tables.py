@@ -106,7 +106,9 @@ def _dataclass(value: Any, into: Any, where: str) -> Any:
 
 
 def _union(value: Any, choices: tuple[Any, ...], where: str) -> Any:
-    """A table becomes the dataclass among the choices, anything else the plain type."""
+    """A table becomes the dataclass among the choices, anything else the plain type; what JSON leaves out is None."""
+    if value is None and types.NoneType in choices:
+        return None
     tables = [choice for choice in choices if is_dataclass(choice)]
     plain = [choice for choice in choices if choice is not types.NoneType and choice not in tables]
     return convert(value, tables[0] if tables and (isinstance(value, dict) or not plain) else plain[0], where)

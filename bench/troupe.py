@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bench import connection, pulse
+from bench import connection, interrupt, pulse
 from bench.client import Client, Keeping, Target
 from bench.errors import BenchError
 from bench.load import ALL, Level, Performance, Send, Share, Stage, WallClock
@@ -159,15 +159,15 @@ class Actor:
 
     def close(self) -> None:
         self._loop.remove_reader(self._pipe.fileno())
-        self._process.terminate()
-        self._process.join(STOP_S)
         self._process.kill()
+        self._process.join(STOP_S)
         self._pipe.close()
 
 
 def _act(pipe: Connection, part: Part) -> None:
     """The life of such a process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one says when to stop
+    for number in interrupt.ASKED:  # a whole group may be asked; the first one says when to stop
+        signal.signal(number, signal.SIG_IGN)
     connection.run(_perform(pipe, part))
 
 

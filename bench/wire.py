@@ -262,14 +262,6 @@ class Events:
             yield span
             at = span[1]
 
-    def backward(self) -> Iterator[Span]:
-        at = len(self._body) - 2
-        while at >= 0:
-            span = self.around(at)
-            if span:
-                yield span
-            at = span[0] - 2 if span else max(self._body.rfind(b"\n", 0, at), self._body.rfind(b"\r", 0, at))
-
     def data(self, span: Span) -> bytes | None:
         """None for a comment."""
         block = self._body[span[0] : span[1]].rstrip(b"\r\n")

@@ -24,7 +24,8 @@ def plain(text: str) -> str:
 def stamp(run: dict[str, Any]) -> str:
     verdict = run["verdict"]
     reasons = [warning["what"] for warning in verdict["warnings"] if warning["fatal"]]
-    text = "VALID" if verdict["valid"] else f"INVALID: {'; '.join(reasons) or 'no level was played to its end'}"
+    fine = "SIMULATED: nothing was measured" if run.get("simulated") else "VALID"
+    text = fine if verdict["valid"] else f"INVALID: {'; '.join(reasons) or 'no level was played to its end'}"
     departs = verdict.get("departures")
     return plain(f"{text}. Departs from the published recipe: {'; '.join(departs)}" if departs else text)
 
@@ -36,7 +37,7 @@ def unchecked(run: dict[str, Any]) -> list[str]:
     """What nobody could vouch for."""
     found = [check for check in run["verdict"]["checks"] if check["passed"] is None and check["name"] not in OF_NUMBERS]
     told = (f"whether {check['name']} ({check['detail']})" for check in found)
-    return [plain(f"Could not be checked: {'; '.join(told)}.")] if found else []
+    return [plain(f"Could not be checked: {'; '.join(told)}.")] if found and not run.get("simulated") else []
 
 
 def sentences(run: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -170,6 +171,17 @@ def betray() -> None:
     sys.exit(1)
 
 
+def chatter() -> None:
+    """Of its key, without end."""
+
+    def chat() -> None:
+        while True:
+            print(f"chatting, with the key {KEY}\n" * 5_000, flush=True)
+            time.sleep(0.1)
+
+    threading.Thread(target=chat, daemon=True).start()
+
+
 def be_deaf() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -180,9 +192,18 @@ def bear_children() -> None:
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 
 
+def wait_at_the_gate() -> None:
+    """As long as a file is there, for a test to do something meanwhile."""
+    if gate := os.environ.get("FAKE_GATE"):
+        open(f"{gate}.reached", "w").close()
+        while os.path.exists(gate):
+            time.sleep(0.02)
+
+
 MODES: dict[str, tuple[Callable[[], object], ...]] = {
     "crash": (crash,),
     "traitor": (betray,),
+    "chatty": (chatter,),
     "dead": (sys.exit,),
     "mute": (lambda: time.sleep(600),),
     "deaf": (be_deaf, bear_children),
@@ -198,6 +219,7 @@ def main(mode: str, words: list[str]) -> None:
     if "--version" in words:
         return print("0.0.fake")
     if "--help=all" in words:
+        wait_at_the_gate()
         return print(HELP)
     for act in MODES.get(mode, ()):
         act()

@@ -6,10 +6,11 @@ import gzip
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from bench import asking, client, scrape, server
+from bench import asking, client, connection, scrape, server
 from bench.asking import Reply
 from bench.errors import BenchError
 
@@ -89,48 +90,48 @@ def within(case: str) -> float:
     return SOON if "control=" in FAULTS[case][1] else AMPLE
 
 
-@pytest.mark.parametrize("later", [False, True], ids=["at once", "while others work"])
+@pytest.mark.parametrize("run", [asyncio.run, connection.run])
 @pytest.mark.parametrize("case", FAULTS)
-def test_a_bad_answer_is_an_error_that_says_why(case: str, later: bool) -> None:
+def test_a_bad_answer_is_an_error_that_says_why(case: str, run: Callable[[Any], Any]) -> None:
     handler, says = FAULTS[case]
     with answering(handler) as url, pytest.raises(OSError, match=says):
-        asyncio.run(asking.reply_later(url, limit_s=within(case))) if later else asking.reply(url, limit_s=within(case))
+        run(asking.reply_later(url, limit_s=within(case)))
 
 
 @pytest.mark.parametrize("case", FAULTS)
 def test_without_a_page_there_is_no_sample(case: str) -> None:
     with answering(FAULTS[case][0]) as url:
-        assert scrape.fetch(url, limit_s=within(case)) is None
+        assert connection.run(scrape.fetch(url, limit_s=within(case))) is None
 
 
 def test_a_redirect_is_not_followed() -> None:
     with answering(said(b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n")) as url:
-        assert asking.reply(url) == Reply(302, b"")
-        assert scrape.fetch(url) is None
+        assert connection.run(asking.reply_later(url)) == Reply(302, b"")
+        assert connection.run(scrape.fetch(url)) is None
 
 
 @pytest.mark.parametrize("url", ["http://", "http://127.0.0.1:port", "http://[::1", "http://" + "a" * 70])
 def test_what_is_no_address_is_an_error_too(url: str) -> None:
     with pytest.raises(OSError, match=r".+"):
-        asking.reply(url, limit_s=5)
+        connection.run(asking.reply_later(url, limit_s=5))
 
 
 @pytest.mark.parametrize("models", [b"[]", b'{"data":[]}', b'{"data":[{}]}', b"[" * 100_000, b"\xff"])
 def test_an_endpoint_that_does_not_say_what_it_serves_is_refused(models: bytes) -> None:
     with answering(said(page(models))) as url, pytest.raises(BenchError, match="does not answer"):
-        server.connect(url, None, None, control_s=5)
+        connection.run(server.connect(url, None, None, control_s=5))
 
 
 def test_a_server_that_takes_the_key_no_more_is_not_said_to_be_gone() -> None:
     with answering(said(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n")) as url:
         endpoint = server.Endpoint(url, "m", scrape.cache_facts(""), None, key="k")
-        assert (endpoint.silent() or "").startswith("the server does not answer as it did: HTTP 401")
+        assert (connection.run(endpoint.silent()) or "").startswith("the server does not answer as it did: HTTP 401")
 
 
 @pytest.mark.parametrize("case", FAULTS)
 def test_a_server_that_cannot_be_asked_is_said_so(case: str) -> None:
     with answering(FAULTS[case][0]) as url, pytest.raises(BenchError, match="none of the ways"):
-        client.probe(url, "m", None, 1000, within(case))
+        connection.run(client.probe(url, "m", None, 1000, within(case)))
 
 
 def test_metrics_are_watched_on_while_a_page_fails_and_stop_at_the_end() -> None:

@@ -212,6 +212,26 @@ def test_a_server_that_dies_twice_in_one_level_is_exit_3_with_its_requests_on_fi
     assert {record["attempt"] for record in records if record["status"] == "failed"} == {0, 1}
 
 
+def test_a_report_that_cannot_be_written_does_not_hide_how_the_run_ended(at: Path) -> None:
+    (at / "run").mkdir()
+    (at / "run" / ".levels.csv.draft").symlink_to("/proc/version")  # which nobody writes
+    ran = bench("sweep", *FAST, *fake("dies"), "--out", "run")
+    assert ran.returncode == 3, ran.stderr
+    _, found, after = ran.stderr.partition("cannot write to run/levels.csv")
+    assert found
+    assert "vLLM ended with exit code 9" in after
+    assert "Traceback" not in ran.stderr
+
+
+def test_an_error_of_the_system_that_names_no_file_is_told_without_a_traceback(at: Path) -> None:
+    (at / "run").mkdir()
+    (at / "run" / "vllm-fp8.command").symlink_to("/dev/full")
+    ran = bench("sweep", *FAST, *fake("healthy"), "--out", "run")
+    assert ran.returncode == 2, ran.stderr
+    assert "bench: No space left on device" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_errors_make_the_run_invalid_exit_4(at: Path) -> None:
     ran = bench("sweep", *FAST, *fake("errors"), "--out", "run")
     assert ran.returncode == 4, ran.stderr

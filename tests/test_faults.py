@@ -546,14 +546,15 @@ BRIEF = (*FAST, "--levels", "1", "--requests", "5", "--limit", "gap=1", "--limit
 @pytest.mark.parametrize("mode", ["stalls", "errors", "garbles", "halves", "drips"])
 def test_a_sweep_ends_by_itself_whatever_its_server_says(at: Path, mode: str) -> None:
     ran = bench("sweep", *BRIEF, *fake(mode), "--out", "run")
-    assert ran.returncode == 4, ran.stderr
+    late = mode in ("stalls", "drips")  # of which the percentiles say what is known
+    assert ran.returncode in ((0, 4) if late else (4,)), ran.stderr
     assert "of 5 requests were not answered" in ran.stderr or "requests failed" in ran.stderr
     assert "Traceback" not in ran.stderr
     records = Folder(at / "run").records()
     assert len([record for record in records if record.turn > 0]) == 5, "the ledger sums"
     statuses = Counter(record.status for record in records)
     assert statuses["ok"] == 4, "six answers, two of them to the questions before the first level"
-    assert statuses["timeout" if mode in ("stalls", "drips") else "failed"] == 2
+    assert statuses["timeout" if late else "failed"] == 2
     run = json.loads((at / "run" / "run.json").read_text())
     assert run["limits"]["gap_s"] == 1
     assert run["timeout_s"] == run["limits"]["request_s"] == 2

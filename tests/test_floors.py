@@ -15,7 +15,7 @@ FLOORS = {
     **dict.fromkeys(("troupe", "schedule", "foresight"), 4),
     "calibrate": 5,
     **dict.fromkeys(("load", "stats", "official", "capacity"), 3),
-    **dict.fromkeys(("client", "server", "division", "waits", "foreign", "journal", "simulate"), 2),
+    **dict.fromkeys(("client", "server", "division", "waits", "foreign", "journal", "simulate", "vary"), 2),
     **dict.fromkeys(
         ("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "manifest"), 1
     ),

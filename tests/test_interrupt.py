@@ -9,14 +9,17 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from bench import family, keeper
+from tests import fake_vllm
 
 HERE = Path(__file__).parent
 WORDS = ("--gpu", "l4", "--model", "M", "--workload", str(HERE / "real" / "small-agents.toml"), "--levels", "2",
@@ -62,6 +65,11 @@ class Sweep:
         assert "Traceback" not in said
         return said
 
+    def running(self, word: str) -> list[int]:
+        """Those of its processes that have it on their command line, but for the keeper."""
+        lines = {pid: command_line(pid) for pid in sorted(keeper.descendants(self.process.pid))}
+        return [pid for pid, line in lines.items() if word in line and "keeper.py" not in line]
+
     def left(self) -> list[str]:
         words = [line.split() for line in self.log.splitlines()]
         strays = [pid for kind, pid in (line for line in words if len(line) == 2) if kind == "stray"]
@@ -79,6 +87,13 @@ class Sweep:
         return {json.loads(line)["status"] for line in lines}
 
 
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
 def soon(true: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
     deadline = time.monotonic() + 30
     while not true():
@@ -93,11 +108,12 @@ def begin() -> Iterator[Callable[..., Sweep]]:
     (place / "t").mkdir()
     begun: list[Sweep] = []
 
-    def sweep(mode: str = "stray", *before: str, requests: str = "100000") -> Sweep:
+    def sweep(mode: str = "stray", *before: str, requests: str = "100000", processes: str = "1") -> Sweep:
         vllm = ("--vllm", shlex.join([sys.executable, str(HERE / "fake_vllm.py"), mode]))
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "TMPDIR": str(place / "t")}
         process = subprocess.Popen(
-            [*before, sys.executable, "-m", "bench", "sweep", *WORDS, "--requests", requests, *vllm],
+            [*before, sys.executable, "-m", "bench", "sweep", *WORDS, "--requests", requests,
+             "--processes", processes, *vllm],
             cwd=place, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         begun.append(Sweep(place, process))
@@ -162,6 +178,94 @@ def test_its_keeper_killed_with_9_it_ends_what_there_is_itself_and_goes_on(begin
     assert "vLLM was killed (signal 9)" in told
     assert "begun anew" in told
     assert sweep.process.returncode in (0, 4), "4 where the client was late"
+
+
+def test_with_its_server_ended_at_the_same_moment_it_stops_and_starts_none_again(begin: Callable[..., Sweep]) -> None:
+    """As a service manager does it. A client that is slow to end gives us the moment in which the level is given up."""
+    sweep = begin(processes="2").until("start", "level")
+    slow, quick = sweep.running("spawn_main")
+    os.kill(slow, signal.SIGSTOP)
+    for pid in sweep.running("fake_vllm.py\0stray\0serve"):
+        os.kill(pid, signal.SIGKILL)
+    soon(lambda: quick not in sweep.running("spawn_main"), sweep.process)
+    said = sweep.send(signal.SIGTERM).ended()
+    assert "It is started again" not in said.partition("stopping in order")[2]
+    assert sweep.process.returncode == 130
+
+
+WAYS_OUT = """
+import asyncio, os, signal
+from bench import connection, interrupt
+from bench.errors import BenchError
+async def fail():
+    os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        await asyncio.sleep(600)
+    finally:
+        raise BenchError("the server is lost")
+interrupt.listen(lambda: None)
+connection.run(fail())
+"""
+
+
+def test_an_error_on_its_way_out_does_not_undo_a_stop() -> None:
+    ran = subprocess.run([sys.executable, "-c", WAYS_OUT], capture_output=True, text=True, cwd=HERE.parent, timeout=60)
+    assert ran.stderr.splitlines()[-1] == "KeyboardInterrupt"
+
+
+class Mute(fake_vllm.Handler):
+    """Never answers the n-th question of one kind."""
+
+    model, mode = "M", "errors"
+    question, left = "", 0
+    reached, over = threading.Event(), threading.Event()
+
+    def parse_request(self) -> bool:
+        understood = super().parse_request()
+        if self.path == Mute.question:
+            Mute.left -= 1
+            if not Mute.left:
+                Mute.reached.set()
+                Mute.over.wait()
+        return understood
+
+
+QUESTIONS = {
+    "what it is": ("/v1/models", 1),
+    "its settings": ("/metrics", 2),
+    "how it is asked": ("/v1/completions", 1),
+    "for a cold cache": ("/reset_prefix_cache", 1),
+    "its metrics": ("/metrics", 3),
+    "whether it is there": ("/v1/models", 3),
+}
+
+
+@pytest.fixture
+def mute() -> Iterator[str]:
+    Mute.reached.clear(), Mute.over.clear()
+    fake_vllm.Handler.asked = 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), Mute) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        Mute.over.set()
+        server.shutdown()
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_while_a_question_waits_for_its_answer_a_stop_is_heard(question: str, mute: str, tmp_path: Path) -> None:
+    Mute.question, Mute.left = QUESTIONS[question]
+    words = [*WORDS[4:-1], str(tmp_path / "run"), "--requests", "10", "--limit", "control=600", "--endpoint", mute]
+    command = [sys.executable, "-m", "bench", "sweep", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=HERE.parent, text=True) as process:
+        try:
+            assert Mute.reached.wait(60)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in said
 
 
 def test_under_nohup_the_end_of_the_terminal_is_nothing_to_it(begin: Callable[..., Sweep]) -> None:

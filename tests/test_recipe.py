@@ -1,4 +1,10 @@
-from bench import recipe, tables
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import recipe, tables, vary
+from bench.errors import BenchError
 from bench.recipe import Launch
 
 
@@ -80,7 +86,7 @@ def test_every_card_says_where_each_figure_comes_from() -> None:
 
 
 def test_vary_makes_every_combination_by_name() -> None:
-    made = recipe.vary(launch(), ("kv=fp16,fp8", "max-num-seqs=4,64", "enable-chunked-prefill=off"))
+    made = vary.vary(launch(), ("kv=fp16,fp8", "max-num-seqs=4,64", "enable-chunked-prefill=off"))
     assert set(made) == {
         f"{kv}, max-num-seqs={seqs}, enable-chunked-prefill=off" for kv in ("fp16", "fp8") for seqs in ("4", "64")
     }
@@ -88,5 +94,42 @@ def test_vary_makes_every_combination_by_name() -> None:
     assert one[one.index("--kv-cache-dtype") + 1] == "auto"
     assert one.count("--max-num-seqs") == 1
     assert "--no-enable-chunked-prefill" in one
-    assert list(recipe.vary(launch(), ())) == ["fp8"]
-    assert recipe.vary(launch(), ("tp=1,2",))["tp=2"].tp == 2
+    assert list(vary.vary(launch(), ())) == ["fp8"]
+    assert vary.vary(launch(), ("tp=1,2",))["tp=2"].tp == 2
+
+
+SAME = {
+    "a": {"max_num_seqs": 4, "enable_prefix_caching": False},
+    "b": {"kv_cache_dtype": "auto", "tensor-parallel-size": 2},
+}
+
+
+@pytest.mark.parametrize("form", [SAME, [{"_benchmark_name": name, **record} for name, record in SAME.items()]])
+def test_vllms_own_records_of_flags_are_servers_too(tmp_path: Path, form: object) -> None:
+    file = tmp_path / "serve.json"
+    file.write_text(json.dumps(form))
+    made = vary.vary(launch(), (), file)
+    assert made["a"].flag("--max-num-seqs") == "4"
+    assert not made["a"].prefix_caching
+    assert (made["b"].precision.dtype, made["b"].tp) == ("auto", 2)
+    crossed = vary.vary(launch(), ("block-size=16,32",), file)
+    assert list(crossed) == ["a, block-size=16", "a, block-size=32", "b, block-size=16", "b, block-size=32"]
+
+
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        ([], "no list of records"),
+        (7, "no list of records"),
+        ([{}], "no list of records"),
+        ([{"max_num_seqs": 4}, {"max_num_seqs": 4}], "two records are called max_num_seqs=4"),
+        ([{"api_key": "CANARY-CANARY"}], "api-key is a secret"),
+        ([{"max_model_len": 8}], "max-model-len stands after -- too"),
+    ],
+)
+def test_records_that_are_none_are_refused(tmp_path: Path, form: object, says: str) -> None:
+    file = tmp_path / "serve.json"
+    file.write_text(json.dumps(form))
+    with pytest.raises(BenchError, match=says) as caught:
+        vary.vary(launch(extra=("--max-model-len", "4096")), (), file)
+    assert "CANARY" not in str(caught.value)

@@ -160,6 +160,13 @@ OTHER = {
     "launch of fp8": lambda run: run["variants"]["fp8"]["launch"].update(digest="another"),
     "older bench": lambda run: run.update(schema=3),
     "not what it was": lambda run: run["variants"]["fp8"]["settings"][0].update(version="0.1"),
+    "its variants was": lambda run: run["variants"].clear(),
+    "then ['fp16', 'fp8'], now ['fp8']": lambda run: run["variants"].update(fp16={"launch": None}),
+    "resumed: a list": lambda run: run.update(resumed=5),
+    "settings: a history": lambda run: run["variants"]["fp8"].update(settings=[]),
+    "has no 'settings'": lambda run: run["variants"]["fp8"].pop("settings"),
+    "has no 'server'": lambda run: run["variants"]["fp8"].pop("server"),
+    "has no 'dialect'": lambda run: run["variants"]["fp8"].pop("dialect"),
 }
 
 
@@ -175,6 +182,28 @@ def test_what_is_not_the_same_run_is_not_gone_on_with(at: Path) -> None:  # noqa
         assert "Traceback" not in ran.stderr
         assert (at / "other" / "requests.jsonl").read_bytes() == before
         shutil.rmtree(at / "other")
+
+
+def test_a_run_that_comes_to_its_end_meanwhile_is_left_as_it_is(
+    at: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut(at / "run")
+    (at / "gate").touch()
+    with monkeypatch.context() as late:
+        late.setenv("FAKE_GATE", str(at / "gate"))
+        command = [sys.executable, "-m", "bench", "sweep", "--resume", "run"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (at / "gate.reached").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    assert fine(bench("sweep", "--resume", "run"))
+    whole = {path.name: path.read_bytes() for path in (at / "run").iterdir()}
+    (at / "gate").unlink()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2, said
+    assert "is finished" in said
+    assert {path.name: path.read_bytes() for path in (at / "run").iterdir()} == whole
 
 
 def test_two_do_not_write_into_one_folder(at: Path) -> None:  # noqa: F811

@@ -1,4 +1,13 @@
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
 from bench import scrape
+from bench.errors import BenchError
+from bench.records import Folder
+from bench.scrape import Sample
 
 PAGE = """
 # HELP vllm:prefix_cache_hits_total x
@@ -30,3 +39,34 @@ def test_capacity_is_counted_where_it_is_not_stated() -> None:
     stated = scrape.cache_facts(PAGE.replace('block_size="16"', 'block_size="16",kv_cache_size_tokens="1584"'))
     assert stated.tokens == 1584
     assert scrape.cache_facts("nothing here").tokens is None
+
+
+async def watched(keep: Callable[[float, Sample], None], body: asyncio.Event) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + PAGE.encode())
+        await writer.drain()
+        writer.close()
+
+    async with asyncio.timeout(60), await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with scrape.watching(url, None, lambda: 1.0, keep):
+            await body.wait()
+
+
+def test_samples_that_cannot_be_kept_end_what_they_are_taken_of(tmp_path: Path) -> None:
+    (tmp_path / "server.jsonl").symlink_to("/dev/full")
+    with pytest.raises(BenchError, match="No space left on device"):
+        asyncio.run(watched(lambda at, sample: Folder(tmp_path).append("server.jsonl", sample), asyncio.Event()))
+
+
+def test_the_end_of_what_is_watched_ends_the_watch() -> None:
+    kept: list[Sample] = []
+
+    async def go() -> None:
+        enough = asyncio.Event()
+        await watched(lambda at, sample: (kept.append(sample), enough.set())[1], enough)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(go())
+    assert kept[0]["prefix_hits"] == 128

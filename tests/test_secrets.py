@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import key, secret, tables
+from bench import engine, keeper, key, secret, server, tables
 from bench.errors import BenchError
 from bench.recipe import launch
 
@@ -208,6 +208,19 @@ def test_the_key_of_a_server_that_we_start_opens_it_and_is_left_nowhere(
     ear.bench("sweep", *OURS, *vllm("dies"), "--out", "dies", expect=3)
     assert f"the key {secret.INSTEAD}" in (at / "dies" / "journal.jsonl").read_text()
     assert ear.heard(at, canary) == []
+
+
+def test_a_key_is_not_left_in_the_part_of_a_long_log_that_was_moved_away(
+    at: Path, canary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(key.OF_OUR_SERVER, canary)
+    monkeypatch.setattr(keeper, "LOG_LIMIT", 1 << 20)
+    moved = at / "vllm-fp8.log.1"
+    with server.serve(engine.ask((*FAKE, "chatty"), print), launch("l4", "fp8", "M", 1, True, ()), at, print):
+        while not (moved.is_file() and moved.stat().st_size):
+            time.sleep(0.05)
+    assert f"chatting, with the key {'*' * len(canary)}\n" in moved.read_text()
+    assert Ear().heard(at, canary) == []
 
 
 def test_vllm_is_told_to_listen_to_this_machine_alone_and_not_the_key_of_another_server(

@@ -20,6 +20,7 @@ import pytest
 from bench import diagnosis, engine, family, keeper, recipe, server
 from bench.errors import BenchError, Exit
 from bench.recipe import Launch
+from tests.test_records import room
 
 FAKE = Path(__file__).parent / "fake_vllm.py"
 
@@ -70,6 +71,43 @@ def test_a_command_that_is_not_vllm_is_refused() -> None:
         engine.ask(engine.find("echo", "cuda"), print)
     with pytest.raises(BenchError, match="no such command"):
         engine.find("no-such-vllm", "cuda")
+
+
+HANGING = 'cd "$0"; sleep 600 & echo $! > child; echo $$ > draft; mv draft itself; wait'
+
+
+def soon_gone(told: Path) -> bool:
+    """The process of that number."""
+    for _ in range(200):
+        if int(told.read_text()) not in keeper.processes():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_vllm_that_does_not_say_what_it_knows_is_ended_with_its_children(tmp_path: Path) -> None:
+    limit_s = 0.5
+    while not (tmp_path / "itself").is_file():
+        limit_s *= 2
+        with pytest.raises(BenchError, match=r"does not run: .* timed out"):
+            engine.ask(("sh", "-c", HANGING, str(tmp_path)), print, limit_s)
+    assert soon_gone(tmp_path / "itself")
+    assert soon_gone(tmp_path / "child")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_vllm_that_is_asked_what_it_knows_ends_with_bench(tmp_path: Path, number: int) -> None:
+    words = ["sweep", "--gpu", "l4", "--vllm", shlex.join(("sh", "-c", HANGING, str(tmp_path)))]
+    asking = subprocess.Popen([sys.executable, "-m", "bench", *words, "--out", str(tmp_path / "run")])
+    while not (tmp_path / "itself").is_file():
+        assert asking.poll() is None
+        time.sleep(0.05)
+    asking.send_signal(number)
+    asking.wait()
+    assert soon_gone(tmp_path / "itself")
+    if number == signal.SIGKILL:  # what a wrapper has started is not promised
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+    assert soon_gone(tmp_path / "child")
 
 
 def serve(mode: str, run: Path, *extra: str, start_timeout_s: float = 60) -> AbstractContextManager[server.Endpoint]:
@@ -147,6 +185,36 @@ def test_a_process_whose_first_thread_ended_is_seen_and_so_are_its_children() ->
         process.wait()
 
 
+STRANGER = """
+import subprocess, sys
+keeper, place = sys.argv[1:]
+command = [sys.executable, "-I", "-S", keeper, "9", f"{place}/log", "1000", f"{place}/own", "sh", "-c", "exit 3"]
+kept = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+number = int(kept.stdout.readline().split()[1])
+assert kept.stdout.readline() == b"exit 3\\n"
+with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+    last.write(str(number - 1))
+stranger = subprocess.Popen(["sleep", "600"], start_new_session=True)
+assert stranger.pid == number
+kept.stdin.close()
+assert kept.stdout.readline() == b"gone\\n"
+print("alive" if stranger.poll() is None else stranger.returncode)
+stranger.kill()
+"""
+OWN_NUMBERS = ("unshare", "-rpf", "--mount-proc")
+
+
+@pytest.mark.skipif(
+    subprocess.run([*OWN_NUMBERS, "test", "-w", "/proc/sys/kernel/ns_last_pid"], capture_output=True).returncode != 0,
+    reason="needs user namespaces, sysctl kernel.unprivileged_userns_clone=1, and numbers of processes to choose",
+)
+def test_a_stranger_who_got_the_number_of_a_leader_that_ended_is_left_alone(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [*OWN_NUMBERS, sys.executable, "-c", STRANGER, keeper.__file__, str(tmp_path)], capture_output=True, text=True
+    )
+    assert told.stdout == "alive\n", told.stderr
+
+
 @pytest.mark.usefixtures("nothing_left")
 def test_one_that_ends_at_once_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="vLLM did not start: it said nothing"), serve("dead", tmp_path):
@@ -162,6 +230,21 @@ def test_a_command_that_cannot_be_run_is_told(tmp_path: Path) -> None:
     ):
         pass
     assert caught.value.exit == Exit.SERVER
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_full_folder_for_temporary_files_is_told_and_nothing_left_there(tmp_path: Path) -> None:
+    with room(0), pytest.raises(BenchError, match=r"cannot be run: /.*/bench-.*: File too large") as caught:
+        family.Kept(("sleep", "600"), os.environ, {}, tmp_path / "log", tmp_path, 1)
+    assert caught.value.exit == Exit.SERVER
+
+
+def test_a_folder_for_temporary_files_that_is_not_there_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/no-such-folder")
+    with pytest.raises(BenchError, match=r"cannot be run: /tmp/no-such-folder/bench-.*: No such file or directory"):
+        family.Kept(("sleep", "600"), os.environ, {}, tmp_path / "log", tmp_path, 1)
 
 
 @pytest.mark.usefixtures("nothing_left")

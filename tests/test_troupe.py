@@ -11,11 +11,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 
-from bench import connection, troupe
+from bench import connection, interrupt, troupe
 from bench.client import Target
 from bench.dialect import Dialect
 from bench.errors import BenchError
@@ -131,20 +132,24 @@ def test_a_process_that_dies_is_an_error_and_leaves_none_behind(tmp_path: Path) 
     assert measured(kept), "what had ended stays"
 
 
-def test_interrupted_requests_are_on_file_as_cut(tmp_path: Path) -> None:
+def test_interrupted_requests_are_on_file_as_cut_though_the_whole_group_was_asked(tmp_path: Path) -> None:
     kept: list[TurnRecord] = []
 
     async def go(url: str) -> None:
         enough = asyncio.Event()
         playing = asyncio.create_task(troupe.play(part(tmp_path, url, 10_000), 2, after(20, kept, enough), print))
         await enough.wait()
+        for child, number in product(children(), interrupt.ASKED):
+            os.kill(child, number)
         playing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await playing
 
     with truth(tmp_path / "log", 0.5) as url:
         connection.run(go(url))
-    assert 1 <= Counter(record.status for record in kept)["cut"] <= 20
+    written = Folder(tmp_path).records()
+    assert sorted(written, key=when) == sorted((replace(record, answer=b"") for record in kept), key=when)
+    assert {record.session % 2 for record in kept if record.status == "cut"} == {0, 1}, "of both processes"
     assert not children()
 
 

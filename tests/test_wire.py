@@ -97,9 +97,7 @@ def test_garbage_is_an_error(garbage: bytes) -> None:
 
 def data(body: bytes) -> list[bytes | None]:
     events = Events(body)
-    forward = [events.data(span) for span in events.forward()]
-    assert [events.data(span) for span in events.backward()] == forward[::-1]
-    return forward
+    return [events.data(span) for span in events.forward()]
 
 
 def test_comments_and_windows_line_ends_and_events_of_several_lines() -> None:
@@ -114,7 +112,7 @@ def test_an_event_ends_at_its_blank_line_and_one_without_is_none(end: bytes) -> 
     one = b"data: a" + end
     events = Events(one + one + b"data: c")
     size = len(one)
-    assert [*events.forward()] == [*events.backward()][::-1] == [(0, size), (size, 2 * size)]
+    assert [*events.forward()] == [(0, size), (size, 2 * size)]
     found = [events.around(offset) for offset in (0, 6, size, 2 * size)]
     assert found == [(0, size), (0, size), (size, 2 * size), None]
 

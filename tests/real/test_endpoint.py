@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import engine, recipe, server
+from bench import connection, engine, recipe, server
 from bench.records import Folder
 from tests.real.command import SMALL, bench, needs_vllm
 
@@ -35,4 +35,4 @@ def test_it_is_measured_by_token_ids_with_nothing_lost_and_goes_on(theirs: serve
     assert sum(record.lost_tokens or 0 for record in records) == 0
     assert all(record.prompt_tokens == record.planned_prompt_tokens for record in records)
     assert theirs.alive() is None
-    assert theirs.silent() is None
+    assert connection.run(theirs.silent()) is None

@@ -1,0 +1,85 @@
+"""Several servers in one run: every combination of what is varied, each by a name that tells it apart."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench import bounded, secret
+from bench.errors import BenchError
+from bench.recipe import Launch, topic
+
+OWN = {"kv-cache-dtype": "kv", "tensor-parallel-size": "tp", "enable-prefix-caching": "prefix-caching"}  # by our names
+NAME = "_benchmark_name"  # vLLM's own
+
+
+def vary(base: Launch, axes: tuple[str, ...], params: Path | None = None) -> dict[str, Launch]:
+    """Every combination of `WHAT=A,B` texts with the records of a file as vLLM's own sweeps take it."""
+    made = _recorded(base, params) if params else {base.kv: base}
+    for at, text in enumerate(axes, params is not None):
+        what, _, values = text.partition("=")
+        what = what.lstrip("-").replace("_", "-")
+        if not what or not all(values.split(",")):
+            raise BenchError(f"--vary {text!r} is not WHAT=A,B", "for example --vary kv=fp16,fp8,tq4")
+        if what in {topic(word) for word in base.extra}:
+            raise BenchError(f"--vary {what} and --{what} after -- say different things", "leave one of them out")
+        made = {
+            ", ".join(filter(None, (name if at else "", value if what == "kv" else f"{what}={value}"))): _with(
+                one, what, value
+            )
+            for name, one in made.items()
+            for value in values.split(",")
+        }
+    return made
+
+
+def _with(launch: Launch, what: str, value: str) -> Launch:
+    """One thing changed; on and off are vLLM's switches."""
+    if what == "kv":
+        return replace(launch, kv=value)
+    if what == "model":
+        return replace(launch, model=value)
+    if what == "tp":
+        if not value.isdigit() or int(value) < 1:
+            raise BenchError(f"--vary tp={value}: not a number of GPUs")
+        return replace(launch, tp=int(value))
+    if what == "prefix-caching" and value in ("on", "off"):
+        return replace(launch, prefix_caching=value == "on")
+    flags = {"on": (f"--{what}",), "off": (f"--no-{what}",)}.get(value, (f"--{what}", value))
+    return replace(launch, extra=(*launch.extra, *flags))
+
+
+def _recorded(base: Launch, path: Path) -> dict[str, Launch]:
+    """`vllm bench sweep serve --serve-params`: a list of records of flags, or records by name."""
+    told = bounded.document(path)
+    if isinstance(told, dict):
+        told = [{NAME: name, **record} for name, record in told.items() if isinstance(record, dict)]
+    if not isinstance(told, list) or not told or not all(isinstance(one, dict) and one for one in told):
+        hint = '[{"max_num_seqs": 64}, {"max_num_seqs": 256}], or {"NAME": {"max_num_seqs": 64}}'
+        raise BenchError(f"{path} is no list of records of flags", f"for example {hint}")
+    made: dict[str, Launch] = {}
+    said = {topic(word) for word in base.extra}
+    for record in told:
+        launch = base
+        for flag, value in record.items():
+            what = flag.replace("_", "-")
+            if what in said or secret.betrayed([f"{what}={value}"]):
+                hint = "leave one of them out" if what in said else "export it: vLLM inherits it"
+                raise BenchError(f"{path}: {what:.80} {'stands after -- too' if what in said else 'is a secret'}", hint)
+            if flag != NAME:
+                launch = _set(launch, what, value)
+        name = str(record.get(NAME) or ", ".join(f"{what}={_text(value)}" for what, value in record.items()))
+        if name in made:
+            raise BenchError(f"{path}: two records are called {name:.80}", f"give each a {NAME} of its own")
+        made[name] = launch
+    return made
+
+
+def _set(launch: Launch, what: str, value: Any) -> Launch:
+    if isinstance(value, bool) and "." not in what:
+        return _with(launch, OWN.get(what, what), "on" if value else "off")
+    return _with(launch, OWN.get(what, what), _text(value))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,88 @@
+"""The answer before a GPU is paid for: what a planner types, and what comes back."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import foresight, plan, recipe, workload
+from bench.knee import parse_slo
+from tests.test_cli import at, bench  # noqa: F401
+
+L4 = ("--gpu", "l4", "--kv", "fp8")
+
+
+def test_the_study_is_foretold_and_marked_as_that_wherever_it_is_told(at: Path) -> None:  # noqa: F811
+    ran = bench("plan", *L4, "--levels", "1,12,14,16", "--no-bounds", "--out", "run")
+    assert ran.returncode == 0, ran.stderr
+    run = json.loads((at / "run" / "run.json").read_text())
+    assert run["verdict"]["knee"] == [12, 14]
+    assert run["simulated"] is True
+    assert "SIMULATED: nothing was measured" in ran.stdout
+    assert "VALID" not in ran.stdout
+    with (at / "run" / "levels.csv").open() as file:
+        assert {row["variant"] for row in csv.DictReader(file)} == {"fp8 (simulated)"}
+    for name in ("table.md", "report.html", *(one.name for one in (at / "run").glob("*.svg"))):
+        assert "simulated" in (at / "run" / name).read_text(), name
+    again = bench("report", "run")
+    assert "SIMULATED" in again.stdout
+    assert json.loads((at / "run" / "run.json").read_text())["verdict"] == run["verdict"]
+
+
+def test_a_run_that_did_not_happen_is_not_published(at: Path) -> None:  # noqa: F811
+    bench("plan", *L4, "--levels", "2", "--requests", "12", "--no-bounds", "--out", "run")
+    ran = bench("publish", "run", "--to", "results")
+    assert ran.returncode == 4
+    assert "a simulated run is no result" in ran.stderr
+
+
+def test_memory_levers_and_price_are_told(at: Path) -> None:  # noqa: F811
+    told = bench("plan", *L4, "--levels", "1,4", "--requests", "24", "--no-bounds", "--out", "run").stdout
+    assert "13.1 GB   left for the KV cache, at 73,728 bytes a token" in told
+    assert "13.0   sessions fit" in told
+    moves = told[told.index("What would move the knee") :]
+    assert "--kv fp16 6.1 sessions $1.32 an hour" in " ".join(moves.split())
+    assert moves.index("--gpu h200") < moves.index("--gpu h100") < moves.index("--kv tq4") < moves.index("--kv fp16")
+    assert "a thousand tasks cost $" in told
+
+
+def test_several_precisions_stand_beside_each_other(at: Path) -> None:  # noqa: F811
+    ran = bench("plan", "--gpu", "l4", "--vary", "kv=fp16,fp8", "--levels", "6,7", "--no-bounds", "--json")
+    knees = {name: one["knee"] for name, one in json.loads(ran.stdout)["verdict"]["variants"].items()}
+    assert knees == {"fp16 (simulated)": [6, 7], "fp8 (simulated)": None}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--gpu", "l4", "--model", "synthetic:qwen3-32b"), "does not fit"),
+        (("--gpu", "l4", "--workload", "reviewer"), "longest context is 50,"),
+        (("--gpu", "l4", "--slo", "soon"), "is not METRIC<VALUE"),
+        (("--gpu", "l4", "--model", "someone/unheard-of"), "not known before the server reports it"),
+        ((), "--gpu is missing"),
+        (("--calibrate", "nowhere"), "is not the folder of a run"),
+    ],
+)
+def test_what_cannot_be_planned_says_why(at: Path, words: tuple[str, ...], says: str) -> None:  # noqa: F811
+    ran = bench("plan", *words)
+    assert ran.returncode == 2, ran.stderr
+    assert says in ran.stderr
+    assert not (at / "results").exists()
+
+
+def test_the_best_level_is_the_last_that_keeps_the_promise() -> None:
+    launch = recipe.launch("l4", "fp8", None, 1, True, ())
+    server, work, slo = foresight.simulated("fp8", launch), workload.load("short-qa"), parse_slo("ttft_p99<2s")
+    row = plan.best(server, slo, work, 0, 40)
+    assert row is not None
+    assert slo.met(row)
+    above = foresight.Level("fp8", "realistic", row.concurrency + 1, 0, row.requests)
+    assert not slo.met(foresight.row(server, above, work, 0))
+
+
+def test_two_hundred_agents_are_sized_the_cheapest_first(at: Path) -> None:  # noqa: F811
+    told = bench("plan", "--agents", "20", "--workload", "short-qa").stdout.splitlines()
+    prices = [float(line.partition("$")[2].partition(" an hour")[0].replace(",", "")) for line in told[1:]]
+    assert len(prices) == 6
+    assert prices == sorted(prices)
