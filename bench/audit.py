@@ -462,6 +462,8 @@ def departures(run: dict[str, Any]) -> list[str]:
         found += [f"{name}: {text}" for text in _departs(facts["launch"])]
     if run["seed"] != 0:
         found.append(f"seed {run['seed']}")
+    if run.get("search"):
+        return [*found, "--search: levels end when they are certain"]
     fewest = min((level["requests"] for level in run["levels"] if level["case"] == "realistic"), default=200)
     return [*found, f"{fewest} requests a level instead of 200"] if fewest < 200 else found
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # --help must not wait for numpy
     from bench.progress import Terminal
     from bench.recipe import Launch
     from bench.schedule import Schedule
+    from bench.search import Prediction
     from bench.server import Endpoint
     from bench.speed import Speed
 
@@ -156,6 +157,13 @@ def cli() -> None:
 )
 @click.option("--levels", metavar="1,2,4", help="Take just these levels.")
 @click.option(
+    "--search",
+    is_flag=True,
+    help="Look for knee and ceiling, from where they are predicted, instead of taking all levels: a fraction of the "
+    "time. --max-c: no further than that; --repeats: plays of a level that is not sure, at most  [default: 2]; bounds "
+    "only with --bounds or --miss-rate.",
+)
+@click.option(
     "--requests",
     type=click.IntRange(1, MOST_REQUESTS),
     help="Requests a level.  [default: 200, as the study; one whole session each where 200 could not fill the cache]",
@@ -259,6 +267,7 @@ def sweep(**given: Any) -> int:
     \b
     bench sweep --gpu cpu --kv fp8                         no GPU needed: a real vLLM, a miniature model
     bench sweep --gpu l4 --kv fp8 --max-c 48               the study
+    bench sweep --gpu l4 --kv fp8 --search                 its knee and ceiling, in a fifth of the time
     bench sweep --gpu l4 --vary kv=fp16,fp8,tq4            three precisions, one table
     bench sweep --gpu l4 --kv fp8 -- --max-num-seqs 64     flags after -- go to vllm serve unchanged
     bench sweep --endpoint http://127.0.0.1:8000           a server that is already running
@@ -290,7 +299,7 @@ def _sweep(given: dict[str, Any], path: Path, goes_on: bool = False) -> int:
     from dataclasses import replace
     from functools import partial
 
-    from bench import engine, knee, progress, records, report, server
+    from bench import engine, knee, progress, records, report, search, server
     from bench import sweep as job
     from bench.schedule import forecast
 
@@ -308,8 +317,12 @@ def _sweep(given: dict[str, Any], path: Path, goes_on: bool = False) -> int:
     _report_exposure(launches, terminal)
     if given["dry_run"]:
         names = [*launches] or ["endpoint"]
-        forecasts = {name: forecast(schedule, name, launch) for name, launch in launches.items()}
-        _tell(report.rehearsal({name: schedule.levels(name) for name in names}, launches, forecasts))
+        predicted = _predicted(schedule, launches, endpoint, given["slo"]) if schedule.search else {}
+        plans = {name: search.opening(schedule, predicted[name]) if predicted else schedule for name in names}
+        forecasts = {name: forecast(plans[name], name, launch) for name, launch in launches.items()}
+        _tell(report.rehearsal({name: plans[name].levels(name) for name in names}, launches, forecasts))
+        for name, said in predicted.items():
+            _tell(f"{name}, predicted: {said}. The search begins with these levels, and goes on where they disagree.")
         return Exit.FINE
     _report_orphans(terminal)
     folder = records.Folder.open(path) if goes_on else records.Folder.create(path)
@@ -331,10 +344,23 @@ def _sweep(given: dict[str, Any], path: Path, goes_on: bool = False) -> int:
         return _close(folder, given["as_json"], terminal)
 
 
+def _predicted(
+    schedule: "Schedule", launches: "Launches", endpoint: "Endpoint | None", slo: str
+) -> "dict[str, Prediction]":
+    """Before a server has told how large its cache is; of a running one, as it tells."""
+    from bench import capacity, knee
+    from bench.search import Foresee
+
+    tokens = {name: capacity.expected(launch).tokens for name, launch in launches.items()}
+    tokens |= {"endpoint": endpoint.cache.tokens} if endpoint else {}
+    promise = knee.parse_slo(slo)
+    return {name: Foresee(schedule, launches.get(name), told, promise).prediction() for name, told in tokens.items()}
+
+
 OF_A_PLAN = ("gpu", "kv", "workload_name", "max_c", "levels", "requests", "bounds", "slo", "model", "tp",
              "prefix_caching", "vary", "serve_params", "seed", "out", "as_json", "extra")  # fmt: skip
 NOT_PLANNED = {"endpoint": None, "vllm_command": None, "miss_rates": (), "repeats": 1, "processes": None,
-               "client": "bench", "timeout": None, "limit": ()}  # fmt: skip
+               "client": "bench", "timeout": None, "limit": (), "search": False}  # fmt: skip
 
 
 @cli.command(
@@ -622,13 +648,29 @@ def _schedule(given: dict[str, Any], launches: Launches, endpoint: "Endpoint | N
     tokens = [capacity.expected(launch).tokens for launch in launches.values()]
     if sdk := given["client"] == "openai":
         official.check()
+    asked = {name: given[name] for name in OF_A_SCHEDULE}
     return schedule.draw_up(
         work,
         [endpoint.cache.tokens] if endpoint else tokens,
         _levels(given["levels"], given["max_c"]),
-        **{name: given[name] for name in OF_A_SCHEDULE},
+        **(_of_a_search(given, asked) if given["search"] else asked),
         sdk=sdk,
+        search=given["search"],
     )
+
+
+def _of_a_search(given: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """What it leaves out unless it is asked for."""
+    from bench.search import PLAYS
+
+    context = click.get_current_context()
+    if given["levels"] is not None:
+        raise BenchError("--search and --levels exclude each other", "a search finds its levels; --max-c limits them")
+    if given["client"] == "openai":
+        raise BenchError("--search and --client openai exclude each other", "search first, then take --levels by both")
+    bounds = given["bounds"] and (_is_given(context, "bounds") or bool(given["miss_rates"]))
+    repeats = given["repeats"] if _is_given(context, "repeats") else PLAYS
+    return {**asked, "bounds": bounds, "repeats": repeats}
 
 
 def _levels(named: str | None, max_c: int | None) -> tuple[int, ...] | None:

@@ -17,6 +17,7 @@ from bench.records import LINES, Folder, TurnRecord, attempts, is_last, play_of
 from bench.stats import LevelRow
 
 Samples = Sequence[dict[str, Any]]
+SURPRISE = 2  # sessions off: more of them want a reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ def conclude(folder: Folder) -> Conclusion:
         felt = [pulse for pulse in pulses if pulse["variant"] == variant]
         here = list(_rows(run, variant, own, told, felt))
         verdicts[variant] = _verdict(here, own, knee.parse_slo(run["slo"]), _server(run, facts))
+        verdicts[variant]["search"] = _searched(facts.get("search"), verdicts[variant], here)
         if {"dialect", "server"} <= set(facts) and own:
             healthy = (verdicts[variant]["knee"] or [None])[0]
             checks += audit.audit(Evidence(run, variant, own, here, told, healthy, felt))
@@ -260,6 +262,42 @@ def _luck(rows: Sequence[LevelRow], found: Knee | None) -> dict[str, Any] | None
         "lucky_p50_s": _number(row.lucky_p50_s),
         "unlucky_p50_s": _number(row.unlucky_p50_s),
     }
+
+
+def _searched(told: Any, verdict: dict[str, Any], rows: Sequence[LevelRow]) -> dict[str, Any] | None:
+    """What was predicted beside what was found, and what that took."""
+    if not told or "prediction" not in told:
+        return None
+    realistic = _case(rows, "realistic")
+    said, found, highest = told["prediction"], verdict["knee"], verdict["highest"] or 0
+    healthy = found[0] if found else 0 if verdict["below"] else highest
+    off = {"knee": said["knee"] - healthy, "ceiling": said["ceiling"] - (verdict["ceiling"] or 0)}
+    if not found and not verdict["below"]:  # none up to there: no less is known
+        off["knee"] = min(0, off["knee"])
+    return {
+        "predicted_knee": said["knee"],
+        "predicted_ceiling": said["ceiling"],
+        "how": said["how"],
+        "off": off,
+        "why": _surprise(told, off, verdict),
+        "levels": len(realistic),
+        "requests": sum(row.requests for row in realistic),
+        "server_s": sum(row.duration_s for row in realistic),
+        "over": told.get("over"),
+    }
+
+
+def _surprise(told: dict[str, Any], off: dict[str, int], verdict: dict[str, Any]) -> str | None:
+    """Why it was not as predicted, where that is more than two sessions off."""
+    if abs(off["knee"]) > SURPRISE and verdict["prediction"]:
+        return str(verdict["prediction"]["explanation"])
+    if max(map(abs, off.values())) <= SURPRISE:
+        return None
+    if off["ceiling"] < 0 and verdict["knee"] and (verdict["ceiling"] or 0) >= verdict["knee"][1]:
+        return "the promise outlasts the cache: reading lost history again takes less time than it allows"
+    if "as slow as assumed" in (how := told.get("corrected", {}).get("how", "")):
+        return f"the server is {how.removeprefix('simulated, ')}; {verdict['cause']}"
+    return verdict["cause"] or "nothing that was measured explains it"
 
 
 def _number(value: float | None) -> float | None:

@@ -56,6 +56,7 @@ SERVER = {
     "command": (str, None),
     "cache": {"tokens": (int, None), "block_size": (int, None)},
 }
+PREDICTION = {"knee": int, "ceiling": int, "how": str, "tokens": (int, None)}
 RUN = {
     "started": moment,
     "ended": str,
@@ -64,6 +65,7 @@ RUN = {
     "seed": seed,
     "salt": int,
     "slo": str,
+    "search?": (None, {"max_c": (int, None), "plays": shape.positive}),
     "repeats": shape.positive,
     "workload": {
         "name": str,
@@ -88,6 +90,7 @@ RUN = {
             "capacity?": (None, CAPACITY),
             "settings?": history,
             "dialect?": {"name": str},
+            "search?": {"prediction?": PREDICTION, "corrected?": PREDICTION, "over?": (str, None)},
         }
     },
 }

@@ -123,6 +123,7 @@ def draw_up(
     limits: Limits,
     processes: int | None = None,
     sdk: bool = False,
+    search: bool = False,
 ) -> Schedule:
     """`tokens`: the cache of each variant, as far as it is known. Whatever the user left open follows from it."""
     fits = [capacity.sessions_that_fit(size, work, seed) for size in tokens if size is not None]
@@ -133,4 +134,6 @@ def draw_up(
     filled = largest is not None and largest * work.typical(seed).turns < STUDY_REQUESTS
     ends = tuple(sorted({levels[0], fitting[-1]})) if bounds else ()
     rates = tuple(dict.fromkeys(miss_rates))
-    return Schedule(work, levels, ends, rates, requests, not filled, repeats, seed, limits, processes, sdk)
+    return Schedule(
+        work, levels, ends, rates, requests, not filled, repeats, seed, limits, processes, sdk, search, max_c
+    )

@@ -18,15 +18,18 @@ from bench import capacity, foresight, knee, sample, stats
 from bench.errors import BenchError
 from bench.foresight import Simulated
 from bench.knee import Slo
-from bench.records import TurnRecord
 from bench.recipe import Launch
+from bench.records import TurnRecord
 from bench.schedule import Schedule, default_levels
 
 SURE = 0.9
 PLAYS = 2  # of a level that is not sure, at most
 COUNTED = 64  # sessions: a bracket of more is as narrow as one in so many of them
 BLIND = 8  # sessions to begin with, where nothing is known of the cache
+MOST = 1 << 30  # sessions
 SIMULATED = 3_000  # requests: a level of more would be waited for
+
+LOSSES = ("history is lost", "no history is lost")
 
 Turns = Sequence[TurnRecord]
 
@@ -181,8 +184,9 @@ def questions(aim: Aim, seen: Sequence[Seen]) -> tuple[Question, Question]:
     most = aim.most if aim.asked else min(aim.most, default_levels(knees.lo or 1)[-1])
     start = min(max(1, aim.prediction.knee), aim.most)
     promise = min(max(1, aim.prediction.ceiling), most)
+    words = ("the tail has left the body", "the tail is near the body") if _blind(lost) else LOSSES
     return (
-        Question("the knee", "history is lost", "no history is lost", start, aim.most, knees, lost),
+        Question("the knee", *words, start, aim.most, knees, lost),
         Question("the ceiling", "the promise is broken", "the promise is kept", promise, most, ceilings, broken),
     )
 
@@ -192,6 +196,8 @@ def step(aim: Aim, seen: Sequence[Seen]) -> Step:
     if aim.from_one and 1 not in played:
         return Step(1, "fewer sessions may keep this promise worse than many: does one of them keep it?")
     both = questions(aim, seen)
+    if (level := _reference(both[0])) is not None:
+        return Step(level, "the server does not tell what it had cached: a level whose tail others are compared with")
     for question in both:
         if (level := towards(question.bracket, question.start, question.most)) is not None:
             return Step(level, _why(question, level))
@@ -199,6 +205,16 @@ def step(aim: Aim, seen: Sequence[Seen]) -> Step:
             if end is not None and not question.answers[end].sure and played[end] < aim.plays:
                 return Step(end, _again(question, question.answers[end]))
     return Step(None, "; ".join(f"{question.name}: {question.bracket}" for question in both))
+
+
+def _blind(answers: Mapping[int, Answer]) -> bool:
+    return bool(answers) and all(one.chance is None for one in answers.values())
+
+
+def _reference(question: Question) -> int | None:
+    """By times alone there is no knee without a healthy level."""
+    lowest = min(question.answers, default=1)
+    return question.start // 2 if _blind(question.answers) and lowest >= question.start > 1 else None
 
 
 def _why(question: Question, level: int) -> str:
@@ -370,3 +386,12 @@ def aim_of(schedule: Schedule, slo: Slo, prediction: Prediction, plays: int | No
     from_one = rate is not None or (slo.above and slo.metric == "req_per_s")
     lockstep = rate is None and file.arrivals.start == "together" and isinstance(file.session.turns, int)
     return Aim(slo, prediction, most, schedule.max_c is not None, from_one, lockstep, plays or schedule.repeats)
+
+
+def opening(schedule: Schedule, prediction: Prediction) -> Schedule:
+    """A sweep of the levels that a search begins with."""
+    knee_at = min(max(1, prediction.knee), schedule.max_c or prediction.knee + 1)
+    first = {knee_at, min(knee_at + max(1, knee_at // COUNTED), schedule.max_c or MOST)}
+    if 0 < prediction.ceiling < knee_at:
+        first |= {prediction.ceiling, prediction.ceiling + 1}
+    return replace(schedule, search=False, repeats=1, concurrencies=tuple(sorted(first)))

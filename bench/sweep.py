@@ -11,12 +11,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any, Protocol
 
-from bench import audit, capacity, client, connection, load, machine, scrape, server, stats, troupe
+from bench import audit, capacity, client, connection, knee, load, machine, scrape, search, server, stats, troupe
 from bench.audit import Evidence
 from bench.client import Target
 from bench.errors import BenchError, Exit
@@ -27,6 +27,7 @@ from bench.pulse import Pulse
 from bench.recipe import Launch
 from bench.records import LINES, SCHEMA, Folder, Play, TurnRecord, play_of
 from bench.schedule import Schedule
+from bench.search import Foresee, Prediction, Watch
 from bench.troupe import Part
 from bench.workload import Content
 
@@ -73,7 +74,8 @@ def manifest(schedule: Schedule, variants: Sequence[Variant], argv: Sequence[str
             **asdict(schedule.workload.typical(schedule.seed)),
         },
         "levels": [asdict(level) for variant in variants for level in schedule.levels(variant.name)],
-        "repeats": schedule.repeats,
+        "search": {"max_c": schedule.max_c, "plays": schedule.repeats} if schedule.search else None,
+        "repeats": 1 if schedule.search else schedule.repeats,
         "timeout_s": schedule.limits.request_s,
         "limits": asdict(schedule.limits),
         "machine": asdict(machine.describe()),
@@ -82,7 +84,7 @@ def manifest(schedule: Schedule, variants: Sequence[Variant], argv: Sequence[str
 
 
 HERE = ("host", "cpu", "cores", "python", "bench", "gpus")  # of the machine: what has to be the same
-PLANNED = ("workload", "typical", "levels", "repeats", "seed", "limits")
+PLANNED = ("workload", "typical", "search", "repeats", "seed", "limits")
 
 
 def cut(folder: Folder) -> dict[str, Any]:
@@ -118,7 +120,9 @@ def _recipe(run: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs one."""
     here = {name: run["machine"].get(name) for name in HERE}
     launches = {f"launch of {name}": facts["launch"] for name, facts in run["variants"].items()}
-    return {**{name: run.get(name) for name in PLANNED}, **here, "variants": sorted(run["variants"]), **launches}
+    levels = {} if run.get("search") else {"levels": run["levels"]}  # those of a search show as it goes
+    told = {name: run.get(name) for name in PLANNED}
+    return {**told, **levels, **here, "variants": sorted(run["variants"]), **launches}
 
 
 Played = tuple[list[TurnRecord], list[dict[str, Any]]]  # what is on file of it, and what its client felt
@@ -134,6 +138,7 @@ class Job:
     run: dict[str, Any]
     epoch: float
     journal: Journal
+    why: dict[Play, str] = field(default_factory=dict)  # a level of a search is played
 
     def facts(self, variant: Variant) -> dict[str, Any]:
         facts: dict[str, Any] = self.run["variants"][variant.name]
@@ -141,15 +146,94 @@ class Job:
 
     def left(self, variant: Variant) -> list[Level]:
         """Without what an earlier part of the run has played and may keep."""
-        over = self.journal.over()
+        over, ended = self.journal.over(), self.journal.requests()
         played = self._played() if over else {}
         left = []
-        for level in self.schedule.plays(variant.name):
+        searched = [
+            replace(self.schedule.realistic(name, at), repeat=repeat, requests=ended[name, case, at, repeat])
+            for name, case, at, repeat in over
+            if (name, case, at, repeat) in ended and name == variant.name
+        ]
+        for level in [*searched, *self.schedule.plays(variant.name)]:
             doubts = self._doubts(level, *played[level.play, over[level.play]]) if level.play in over else []
             left += [level] if doubts or level.play not in over else []
             if doubts:
                 self.show.print(f"C = {level.concurrency} is played again: {doubts[0]}")
-        return left
+        return self._searching(variant, left) if self.schedule.search else left
+
+    def _searching(self, variant: Variant, left: list[Level]) -> list[Level]:
+        """The bounds wait until the search is over."""
+        again = [replace(one, requests=self.schedule.requests_at(one.concurrency)) for one in left if _sought(one)]
+        return again or self.further(variant) or left
+
+    def further(self, variant: Variant) -> list[Level]:
+        """The next level that the search asks for, if it is not over."""
+        played = self.sought(variant)
+        aim = self.aim(variant, played)
+        step = search.step(aim, search.judge(played, aim.slo))
+        self.facts(variant)["search"]["over"] = None if step.level is not None else step.why
+        if step.level is None:
+            self.enter([])
+            return []
+        repeat = len({one.repeat for one in played.get(step.level, [])})
+        level = replace(self.schedule.realistic(variant.name, step.level), repeat=repeat)
+        self.why[level.play] = step.why
+        return [level]
+
+    def over(self, level: Level) -> bool:
+        return level.play in self.journal.over()
+
+    def watch(self, variant: Variant, level: Level) -> Watch | None:
+        """Over a level of a search, which may end before all its requests are sent."""
+        if not self.schedule.search or not _sought(level):
+            return None
+        played = self.sought(variant)
+        aim = self.aim(variant, played)
+        if why := self.why.get(level.play):
+            self.show.print(f"C = {level.concurrency}: {why}.")
+        before = [one for one in played.get(level.concurrency, []) if one.repeat != level.repeat]
+        others = {at: own for at, own in played.items() if at != level.concurrency}
+        return search.watch(aim, search.judge(others, aim.slo), level.concurrency, level.requests, before)
+
+    def sought(self, variant: Variant) -> dict[int, list[TurnRecord]]:
+        """What the search has seen of each level: plays that came to their end."""
+        over = self.journal.over()
+        found: dict[int, list[TurnRecord]] = {}
+        for one in self.folder.records() if over else []:
+            if one.variant == variant.name and one.case == "realistic" and over.get(one.play) == one.attempt:
+                found.setdefault(one.concurrency, []).append(one)
+        return found
+
+    def aim(self, variant: Variant, played: dict[int, list[TurnRecord]]) -> search.Aim:
+        """Predicted before the first level, corrected after it: and on file, so that what goes on goes the same way."""
+        told, slo = self.facts(variant).setdefault("search", {}), knee.parse_slo(self.run["slo"])
+        tokens = self.facts(variant).get("server", {}).get("cache", {}).get("tokens")
+        if tokens is None and variant.launch is not None:
+            tokens = capacity.expected(variant.launch).tokens
+        known = Foresee(self.schedule, variant.launch, tokens, slo)
+        if "prediction" not in told or (not played and told["prediction"]["tokens"] != tokens):
+            told["prediction"] = asdict(known.prediction())
+            self.show.print(f"{variant.name}, predicted: {Prediction(**told['prediction'])}")
+        if len(played) == 1 and "corrected" not in told:
+            (level, records), said = *played.items(), Prediction(**told["prediction"])
+            told["corrected"] = asdict(known.corrected(said, level, records))
+            if told["corrected"]["ceiling"] != said.ceiling:
+                self.show.print(f"The ceiling is expected at {told['corrected']['ceiling']}: the server is "
+                                f"{told['corrected']['how'].removeprefix('simulated, ')}")  # fmt: skip
+        return search.aim_of(self.schedule, slo, Prediction(**told.get("corrected", told["prediction"])))
+
+    def enter(self, pending: Sequence[Level]) -> None:
+        """What was played of a search, and is about to be, becomes what was planned: as many requests as ended."""
+        if not self.schedule.search:
+            return
+        counts = {**self.journal.requests(), **{one.play: one.requests for one in pending if _sought(one)}}
+        levels: dict[tuple[str, int], Level] = {}
+        for (name, _, at, _), requests in sorted(counts.items()):
+            so_far = levels[name, at].requests if (name, at) in levels else 0
+            levels[name, at] = replace(self.schedule.realistic(name, at), requests=so_far + requests)
+        bounds = [level for name in self.run["variants"] for level in self.schedule.levels(name)]
+        self.run["levels"] = [asdict(level) for level in (*levels.values(), *bounds)]
+        self.folder.write_manifest(self.run)
 
     def _played(self) -> dict[tuple[Play, int], Played]:
         """Of each attempt at each level."""
@@ -164,6 +248,10 @@ class Job:
         if sum(one.turn > 0 and one.status != "cut" for one in own) != level.requests:
             return ["some of its requests are not on file"]
         return audit.doubts(Evidence(self.run, level.variant, own, [stats.reduce(own, [], pulses=pulses)]))
+
+
+def _sought(level: Level) -> bool:
+    return level.case == "realistic"
 
 
 def sweep(schedule: Schedule, variants: Sequence[Variant], folder: Folder, show: Show, run: dict[str, Any]) -> None:
@@ -250,20 +338,32 @@ async def _measure(job: Job, variant: Variant, target: server.Endpoint, left: li
         else None
     )
     block, drift = target.cache.block_size or 1, 1.0
-    for _, several in groupby([*left], key=lambda one: (one.case, one.concurrency)):
-        repeats = [*several]
+    if schedule.search and not job.sought(variant):
+        left[:] = job.further(variant)  # as the server has told its cache by now
+    while left:
+        repeats = [*next(groupby(left, key=lambda one: (one.case, one.concurrency)))[1]]
         guesses = [schedule.expected_s(variant.launch, one, fit) for one in left]
-        rest = None if None in guesses else drift * sum(guess for guess in guesses if guess is not None)
+        rest = (
+            None if None in guesses or schedule.search else drift * sum(guess for guess in guesses if guess is not None)
+        )
         job.show.level_begins(replace(repeats[0], requests=sum(one.requests for one in repeats)), rest)
         began, minutes = time.perf_counter(), Minutes(job, target)
         for level in repeats:
+            job.enter([level])
             here = replace(level, attempt=job.journal.begin(level.play))
-            await minutes.take(Part(here, schedule.workload, content, block, asked, schedule.seed, job.folder))
-            job.journal.end(level.play)
+            watching = job.watch(variant, level)
+            part = Part(here, schedule.workload, content, block, asked, schedule.seed, job.folder)
+            ended = await minutes.take(part, watching)
+            job.journal.end(level.play, ended if watching else None)
+            job.enter([])
             left.remove(level)
+            if ended < level.requests:
+                job.show.print(f"     certain after {ended} of {level.requests} requests")
         if guesses[0]:
             drift = (time.perf_counter() - began) / (guesses[0] * len(repeats))
         job.show.level_ended(minutes.row())
+        if schedule.search and not left and _sought(repeats[0]):
+            left += job.further(variant) or [one for one in job.schedule.plays(variant.name) if not job.over(one)]
 
 
 class Minutes:
@@ -276,6 +376,8 @@ class Minutes:
         self._playing: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None  # whether the server is there at all
         self._misses = 0  # requests in a row that had no answer
+        self._watching: Watch | None = None
+        self._answers = 0  # or what came in their place
         self._lost: str | None = None  # why the level is given up
 
     def row(self) -> stats.LevelRow:
@@ -284,10 +386,10 @@ class Minutes:
         )
         return stats.reduce(self._job.folder.records(self._starts["requests.jsonl"]), samples, pulses=pulses)
 
-    async def take(self, part: Part) -> None:
-        """One repeat, on a cold cache."""
+    async def take(self, part: Part, watching: Watch | None = None) -> int:
+        """One repeat, on a cold cache; how many requests it had, which are fewer where enough was known."""
         now, target = load.WallClock(part.target.epoch).now, self._target
-        self._level = part.level
+        self._level, self._watching, self._answers = part.level, watching, 0
 
         async def look() -> bool:
             sample = await target.metrics()
@@ -300,6 +402,7 @@ class Minutes:
         async with watch if await look() else contextlib.nullcontext():
             await self._play(part)
         await look()
+        return self._answers
 
     async def _play(self, part: Part) -> None:
         """Given up where the server is lost."""
@@ -319,8 +422,14 @@ class Minutes:
             self._job.journal.lose(part.level.play, why)
             raise BenchError(f"at C = {part.level.concurrency}: {why}", f"its log: {self._target.log}", Exit.SERVER)
 
-    def _ended(self, record: TurnRecord) -> None:
+    def _ended(self, record: TurnRecord) -> bool:
+        """Is enough known of this level?"""
         self._job.show.turn_ended(record)
+        self._answers += record.turn > 0 and record.status != "cut"
+        self._hear(record)
+        return self._watching is not None and self._watching.ended(record)
+
+    def _hear(self, record: TurnRecord) -> None:
         if record.status in ("ok", "cut"):
             self._misses = 0
             return

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -28,8 +29,9 @@ CARRIED = 512  # sessions, by one loop: as many as `make bench-client` shows it 
 SHIP_S = 0.25
 STOP_S = 5.0
 SOON_S = 0.2
+ENOUGH = "enough"  # said to those who play: begin no further turn
 
-Ended = Callable[[TurnRecord], None]
+Ended = Callable[[TurnRecord], bool | None]  # True: that is enough
 
 
 def needed(sessions: int) -> int:
@@ -65,7 +67,9 @@ async def play(part: Part, processes: int, ended: Ended, felt: Callable[[Pulse],
         return await _alone(part, ended, felt)
     with contextlib.ExitStack() as stack:
         shares = [replace(part, share=Share(number, processes)) for number in range(processes)]
-        actors = [stack.enter_context(contextlib.closing(Actor(share, ended, felt))) for share in shares]
+        actors: list[Actor] = []
+        told = partial(_pass_on, actors, ended)
+        actors += [stack.enter_context(contextlib.closing(Actor(share, told, felt))) for share in shares]
         try:
             for actor in actors:  # one after another: who comes later finds the shared prompt cached
                 actor.cue("warm up")
@@ -86,7 +90,8 @@ async def play(part: Part, processes: int, ended: Ended, felt: Callable[[Pulse],
 async def _alone(part: Part, ended: Ended, felt: Callable[[Pulse], None]) -> None:
     def keep(record: TurnRecord) -> None:
         part.folder.keep(record)
-        ended(record)
+        if ended(record):
+            performance.end()
 
     async with contextlib.aclosing(part.sender()) as sender:
         keeping = Keeping(sender, keep)
@@ -96,6 +101,13 @@ async def _alone(part: Part, ended: Ended, felt: Callable[[Pulse], None]) -> Non
         async with pulse.felt(felt):
             await performance.run(performance.stage.clock.now())
         await keeping.settle()
+
+
+def _pass_on(actors: "Sequence[Actor]", ended: Ended, record: TurnRecord) -> None:
+    """What one of them told; and to all of them, when it was enough."""
+    if ended(record):
+        for actor in actors:
+            actor.cue(ENOUGH)
 
 
 async def _cut(actors: "Sequence[Actor]") -> None:
@@ -204,7 +216,10 @@ async def _perform(pipe: Connection, part: Part) -> None:
             await sender.open(part.share.size(part.level.concurrency))
             async with pulse.felt(tell):
                 tell("ready")
-                await performance.run(await cues.get())
+                start = await cues.get()
+                ending = asyncio.create_task(_end(performance, cues))
+                await performance.run(start)
+                ending.cancel()
             await keeping.settle()
     except asyncio.CancelledError:
         pass
@@ -214,6 +229,12 @@ async def _perform(pipe: Connection, part: Part) -> None:
         shipping.cancel()
         ship()
     tell("end")
+
+
+async def _end(performance: Performance, cues: "asyncio.Queue[Any]") -> None:
+    while await cues.get() != ENOUGH:
+        pass
+    performance.end()
 
 
 def _cues(pipe: Connection) -> "asyncio.Queue[Any]":

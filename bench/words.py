@@ -64,11 +64,7 @@ def _sentences(verdict: dict[str, Any]) -> Iterator[str]:
     yield from filter(None, (_knee(verdict), _failed(verdict)))
     if verdict["cause"]:
         yield f"Cause: {verdict['cause']}."
-    if luck := verdict["luck"]:
-        yield _luck(luck)
-    if verdict["prediction"]:
-        yield _prediction(verdict["prediction"])
-    yield _ceiling(verdict)
+    yield from _beside(verdict)
     if worth := verdict["cache_worth"]:
         yield (
             f"The cache: at {worth['level']} sessions {rate(worth['best'])} requests a second with everything cached, "
@@ -139,6 +135,25 @@ def _prediction(said: dict[str, Any]) -> str:
         off = f", {abs(said['error']):.1f} {'above' if said['error'] > 0 else 'below'} it"
     fit = f"{said['predicted']:.1f} sessions fit into the cache the server reported{off}"
     return f"Predicted: {fit}; {said['explanation']}."
+
+
+def _beside(verdict: dict[str, Any]) -> Iterator[str]:
+    if luck := verdict["luck"]:
+        yield _luck(luck)
+    if verdict["prediction"]:
+        yield _prediction(verdict["prediction"])
+    yield _ceiling(verdict)
+    if search := verdict.get("search"):
+        yield _search(search, verdict)
+
+
+def _search(said: dict[str, Any], verdict: dict[str, Any]) -> str:
+    """Prediction and outcome side by side."""
+    ceiling = "none" if verdict["ceiling"] is None else verdict["ceiling"]
+    knees = f"the last level before the knee {said['predicted_knee']}, found {bracket(verdict)}"
+    text = f"Search: predicted ({said['how']}) {knees}; the ceiling {said['predicted_ceiling']}, found {ceiling}"
+    text += f"; by {said['levels']} levels, {said['requests']:,} requests, {seconds(said['server_s'])} of the server"
+    return f"{text}. More than two sessions off: {said['why']}." if said["why"] else f"{text}."
 
 
 def _ceiling(verdict: dict[str, Any]) -> str:

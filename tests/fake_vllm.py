@@ -75,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(9)
         if self.mode == "deaf-late" and Handler.asked > 38:
             time.sleep(2)
-        if self.mode == "paced":
+        if self.mode in ("paced", "small-paced"):
             time.sleep(0.03)
         if self.mode in AFTER_SIX and Handler.asked > 6:
             return AFTER_SIX[self.mode](self)
@@ -84,7 +84,10 @@ class Handler(BaseHTTPRequestHandler):
             {"choices": [{"text": " one", "finish_reason": "length" if i == words - 1 else None}]} for i in range(words)
         ]
         prompt = len(wanted["prompt"].split()) if isinstance(wanted["prompt"], str) else len(wanted["prompt"])
-        usage = {"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": words}}
+        told: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": words}
+        if self.mode in ("small", "small-paced"):
+            told["prompt_tokens_details"] = {"cached_tokens": find(wanted["prompt"], words)}
+        usage = {"choices": [], "usage": told}
         text = "".join(f"data: {json.dumps(event)}\n\n" for event in [*events, usage]) + "data: [DONE]\n\n"
         self.answer(200, text.encode())
 
@@ -96,6 +99,26 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def common(one: str, other: str) -> str:
+    return one[: next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))]
+
+
+KEPT: list[str] = []  # one more than three: who has ended is still there when the next begins
+LOCK = threading.Lock()
+
+
+def find(prompt: str, answered: int) -> int:
+    """How many words of a prompt are cached: those it shares with a session that is; from now on it is one, too."""
+    with LOCK:
+        shared = {kept: common(kept, prompt) for kept in KEPT}
+        best = max(KEPT, key=lambda kept: len(shared[kept]), default="")
+        if best and len(shared[best]) == len(best):
+            KEPT.remove(best)
+        KEPT.append(prompt + " one" * answered)
+        del KEPT[:-4]
+        return len(shared.get(best, "").split())
 
 
 def refuse(one: Handler) -> None:
