@@ -280,13 +280,18 @@ def sweep(**given: Any) -> int:
 
 def _resume(path: Path, as_json: bool) -> int:
     """With the options of the run itself, as if they were given again."""
+    from bench import progress
     from bench import sweep as job
     from bench.records import Folder
 
     context = click.get_current_context()
     if named := [name for name in context.params if _is_given(context, name) and name not in ("resume", "as_json")]:
         raise BenchError(f"--resume takes everything from the run: leave --{named[0].replace('_', '-')} out")
-    run = job.cut(Folder.open(path))
+    folder = Folder.open(path)
+    if folder.manifest()["ended"] == "finished":
+        _tell(f"{path} is finished: nothing is left to be done", err=True)
+        return _close(folder, as_json, progress.Terminal())
+    run = job.cut(folder)
     with sweep.make_context("sweep", [*run["argv"][2:]]) as before:
         return _sweep({**before.params, "as_json": as_json}, path, goes_on=True)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from bench import clocks
 from bench.clocks import Reading, Watch
 
 TICK_S = 0.25  # to wake an idle core for it costs more than the answer's next token
+FINE_S = 0.0001  # to which lags are told apart
 COARSE_S = 0.001  # the event loop rounds its timers up to a millisecond
 
 
@@ -48,7 +50,7 @@ class Ticker:
 
     def __init__(self, look: Callable[[], None]) -> None:
         self._look = look
-        self._lags: list[float] = []
+        self._lags: Counter[int] = Counter()  # by length: a level may last for days
         self._loop = asyncio.get_running_loop()
         self._arm()
 
@@ -57,7 +59,7 @@ class Ticker:
         self._next = self._loop.call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
-        self._lags.append(max(0.0, time.perf_counter() - self._due - COARSE_S))
+        self._lags[round(self._late() / FINE_S)] += 1
         self._look()
         self._arm()
 
@@ -65,7 +67,10 @@ class Ticker:
         """The tick that is overdue counted, too."""
         self._next.cancel()
         self._look()
-        return [*self._lags, max(0.0, time.perf_counter() - self._due - COARSE_S)]
+        return [*(lag * FINE_S for lag in self._lags.elements()), self._late()]
+
+    def _late(self) -> float:
+        return max(0.0, time.perf_counter() - self._due - COARSE_S)
 
 
 def waited(lags: Sequence[float], share: float = 0.01) -> float:

@@ -107,6 +107,7 @@ HELD = ".held"  # locked while a run is made; and as large as a run's last words
 LAST_WORDS = 1 << 20
 AT_ONCE = 1 << 18  # bytes read and parsed together: more of them are slower again
 LONGEST_S = 1e9  # no run takes thirty years
+MEND = "nothing is said of a run whose records cannot be trusted: take a copy of it, or run it again"
 LEAST = {"concurrency": 1, "session": -100_000}  # a warm-up's: one for each beginning that others find cached
 OF_LEVEL = {"variant": str, "case": str, "concurrency": int, "repeat": int}  # of every sample
 OWN: dict[str, dict[str, shape.Shape]] = {
@@ -303,7 +304,7 @@ class Folder:
             yield from rows
 
     def _damaged(self, file: str, number: int, why: str) -> BenchError:
-        return BenchError(f"{self.path / file} is damaged from line {number} on: {why}", exit=Exit.INVALID)
+        return BenchError(f"{self.path / file} is damaged from line {number} on: {why}", MEND, Exit.INVALID)
 
     def torn(self, file: str) -> bool:
         """Its last line is not whole, and left out: whoever wrote it was killed, or the disk was full."""
@@ -335,7 +336,7 @@ class Folder:
             except ValueError:
                 if not last or at < len(lines):  # the last may be torn by a crash; else it is damage
                     where = f"{self.path / file}: line {number + at - 1}"
-                    raise BenchError(f"{where} is not JSON", exit=Exit.INVALID) from None
+                    raise BenchError(f"{where} is not JSON", MEND, Exit.INVALID) from None
         return rows
 
     def write(self, file: str, text: str) -> None:

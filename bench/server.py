@@ -81,11 +81,16 @@ async def connect(url: str, wanted: str | None, key: str | None, control_s: floa
     if not url.startswith(("http://", "https://")):
         raise BenchError(f"--endpoint {url!r} is not a URL", f"did you mean http://{url}?")
     base = url.rstrip("/").removesuffix("/v1")
-    hint = "is the server up, and the URL right? A key is read from BENCH_API_KEY or BENCH_API_KEY_FILE"
     try:
         models = await _models(base, key, control_s)
+    except PermissionError as error:
+        hint = (
+            "another key in BENCH_API_KEY or BENCH_API_KEY_FILE" if key else "set BENCH_API_KEY or BENCH_API_KEY_FILE"
+        )
+        raise BenchError(f"{base}: {error}", hint, Exit.SERVER) from None
     except OSError as error:
-        raise BenchError(f"{base}/v1/models does not answer: {error}", hint, Exit.SERVER) from None
+        hint = "is the server up, and the URL right?"
+        raise BenchError(f"{base}/v1/models does not answer as it should: {error}", hint, Exit.SERVER) from None
     if wanted is not None and wanted not in models:
         raise BenchError(f"{base} does not serve {wanted}", f"it serves {', '.join(models)}")
     page, version = await scrape.fetch(base, key, control_s) or "", await _version(base, key, control_s)
@@ -99,6 +104,8 @@ async def _models(base: str, key: str | None, limit_s: float) -> list[str]:
         models = [str(entry["id"]) for entry in answer.json()["data"]]
     except (ValueError, LookupError, TypeError):
         models = []
+    if answer.status in (401, 403):
+        raise PermissionError(f"HTTP {answer.status}: it does not let us in {'with' if key else 'without'} a key")
     if answer.status != 200 or not models:
         raise ConnectionError(f"HTTP {answer.status}, and no list of models")
     return models

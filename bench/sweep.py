@@ -420,7 +420,8 @@ class Minutes:
         why = self._lost or self._target.alive() or (self._misses and await self._target.silent())
         if why:
             self._job.journal.lose(part.level.play, why)
-            raise BenchError(f"at C = {part.level.concurrency}: {why}", f"its log: {self._target.log}", Exit.SERVER)
+            hint = f"its log: {self._target.log}" if self._target.log else "bench did not start it: see its own log"
+            raise BenchError(f"at C = {part.level.concurrency}: {why}", hint, Exit.SERVER)
 
     def _ended(self, record: TurnRecord) -> bool:
         """Is enough known of this level?"""

@@ -126,6 +126,9 @@ def test_a_server_that_takes_the_key_no_more_is_not_said_to_be_gone() -> None:
     with answering(said(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n")) as url:
         endpoint = server.Endpoint(url, "m", scrape.cache_facts(""), None, key="k")
         assert (connection.run(endpoint.silent()) or "").startswith("the server does not answer as it did: HTTP 401")
+        with pytest.raises(BenchError, match="does not let us in without a key") as caught:
+            connection.run(server.connect(url, None, None))
+        assert caught.value.hint == "set BENCH_API_KEY or BENCH_API_KEY_FILE"
 
 
 @pytest.mark.parametrize("case", FAULTS)

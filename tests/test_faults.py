@@ -160,7 +160,7 @@ def play(fault: Fault, place: int, limits: Limits, run: Run = connection.run) ->
             after = await client.send(ASKED)
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert len(os.listdir("/proc/self/fd")) == open_before
+        assert len(os.listdir("/proc/self/fd")) <= open_before, "others may have been closed meanwhile"
         return told, after
 
     outcome: Outcome = run(go())
