@@ -76,6 +76,21 @@ def test_two_processes_play_every_session_once_and_write_what_they_tell(tmp_path
     assert len(pulses) == 2
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_when_it_is_enough_none_of_them_begins_another_turn(tmp_path: Path, processes: int) -> None:
+    kept: list[TurnRecord] = []
+
+    def ended(record: TurnRecord) -> bool:
+        kept.append(record)
+        return len(measured(kept)) >= 40
+
+    with truth(tmp_path / "log", 0.05) as url:
+        connection.run(troupe.play(part(tmp_path, url, 2_000), processes, ended, lambda _: None))
+    assert {record.status for record in measured(kept)} == {"ok"}, "those under way come to their end"
+    assert 40 <= len(measured(kept)) < 1_000
+    assert len(Folder(tmp_path).records()) == len(kept)
+
+
 def test_what_each_record_says_is_what_the_server_did(tmp_path: Path) -> None:
     """A first token cannot have come before the server sent it."""
     kept: list[TurnRecord] = []
