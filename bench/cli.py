@@ -44,6 +44,7 @@ def main() -> None:
     interrupt.hold()
     if code == Exit.INTERRUPTED:
         click.echo("bench: interrupted", err=True)
+    exec("")  # noqa: S102 - Python notes a Ctrl-C that cut another exec short, as of a dataclass, and would die of it
     sys.exit(code)
 
 
@@ -428,7 +429,7 @@ def _size(given: dict[str, Any], terminal: "Terminal") -> int:
 
 
 def _plan(given: dict[str, Any], fitted: "Speed | None", terminal: "Terminal") -> int:
-    from bench import conclusion, foresight, knee, records
+    from bench import capacity, conclusion, foresight, knee, records
     from bench import plan as planner
     from bench import report as paper
     from bench import sweep as job
@@ -437,6 +438,8 @@ def _plan(given: dict[str, Any], fitted: "Speed | None", terminal: "Terminal") -
     given["limits"] = _limits(given)
     launches = _launches(given)
     schedule = _schedule(given, launches, None)
+    for launch in launches.values():
+        capacity.check_context(launch, schedule.workload)
     servers = [foresight.simulated(planner.named(name), launch, fitted) for name, launch in launches.items()]
     path = Path(given["out"]) if given["out"] else _default_folder(given, "plan-")
     folder = records.Folder.create(path)

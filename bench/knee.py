@@ -64,7 +64,10 @@ def parse_slo(text: str) -> Slo:
         limit = float(match[3]) * {"ms": 1e-3, "%": 1e-2}.get(match[4], 1.0)
     except ValueError:
         raise BenchError(f"--slo: {match[3]} is not a number", hint) from None
-    return Slo(name, limit, match[2] == ">", text.strip())
+    above = match[2] == ">"
+    if (not above and limit <= 0) or (above and match[4] == "%" and limit >= 1):
+        raise BenchError(f"--slo {text!r} can never be kept", hint)
+    return Slo(name, limit, above, text.strip())
 
 
 def ceiling(rows: Sequence[LevelRow], slo: Slo) -> int | None:

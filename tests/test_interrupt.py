@@ -300,3 +300,12 @@ def test_while_the_program_is_still_loading_it_is_no_crash() -> None:
     command = [sys.executable, "-c", textwrap.dedent(script)]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
     assert (ran.returncode, ran.stderr) == (130, "bench: interrupted\n")
+
+
+def test_one_that_cuts_a_text_of_code_short_is_exit_130_too(tmp_path: Path) -> None:
+    """As that of a dataclass, while it is loaded: Python would note it, and die of the signal at its end."""
+    script = "import bench.cli\nbench.cli._run = lambda: exec('raise KeyboardInterrupt')\nbench.cli.main()"
+    (tmp_path / "broken.py").write_text(script)
+    path = {**os.environ, "PYTHONPATH": f"{tmp_path}:{HERE.parent}"}
+    ran = subprocess.run([sys.executable, "-m", "broken"], capture_output=True, text=True, env=path)
+    assert (ran.returncode, ran.stderr) == (130, "bench: interrupted\n")
