@@ -2,35 +2,25 @@
 
 import errno
 import json
-import math
 import os
 import sys
 import traceback
 from contextlib import nullcontext, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from bench import __version__, inert, interrupt, secret, tables
+from bench import __version__, inert, interrupt, secret, wanted
 from bench.errors import BenchError, Exit
 
 if TYPE_CHECKING:  # --help must not wait for numpy
     from bench.compare import Side
-    from bench.engine import Vllm
-    from bench.limits import Limits
     from bench.progress import Terminal
-    from bench.recipe import Launch
     from bench.schedule import Schedule
     from bench.search import Prediction
     from bench.server import Endpoint
     from bench.speed import Speed
-
-MOST_SESSIONS = 100_000
-MOST_REQUESTS = 1_000_000_000  # of a level
-MOST_REPEATS = 10_000
 
 
 def main() -> None:
@@ -115,12 +105,6 @@ def _run() -> object:
         raise _plain(error) from None
 
 
-def _numbers(context: click.Context, option: click.Parameter, given: tuple[float, ...]) -> tuple[float, ...]:
-    if any(math.isnan(one) for one in given):
-        raise click.BadParameter("nan is no number", context, option)
-    return given
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="bench")
 def cli() -> None:
@@ -153,7 +137,7 @@ def cli() -> None:
 )
 @click.option(
     "--max-c",
-    type=click.IntRange(1, MOST_SESSIONS),
+    type=click.IntRange(1, wanted.MOST_SESSIONS),
     help="Take the levels 1 2 4 6 8 ... up to this many sessions.  [default: two levels past the expected knee]",
 )
 @click.option("--levels", metavar="1,2,4", help="Take just these levels.")
@@ -166,12 +150,12 @@ def cli() -> None:
 )
 @click.option(
     "--requests",
-    type=click.IntRange(1, MOST_REQUESTS),
+    type=click.IntRange(1, wanted.MOST_REQUESTS),
     help="Requests a level.  [default: 200, as the study; one whole session each where 200 could not fill the cache]",
 )
 @click.option(
     "--repeats",
-    type=click.IntRange(1, MOST_REPEATS),
+    type=click.IntRange(1, wanted.MOST_REPEATS),
     default=1,
     help="Times each level is played, with new content each time.",
 )
@@ -185,7 +169,7 @@ def cli() -> None:
     "miss_rates",
     multiple=True,
     type=click.FloatRange(0, 1),
-    callback=_numbers,
+    callback=wanted.numbers,
     metavar="R",
     help="Also take single requests of which this share misses; may be repeated.",
 )
@@ -276,7 +260,7 @@ def sweep(**given: Any) -> int:
     """
     if given["resume"]:
         return _resume(given["resume"], given["as_json"])
-    return _sweep(given, Path(given["out"]) if given["out"] else _default_folder(given))
+    return _sweep(given, Path(given["out"]) if given["out"] else wanted.folder(given))
 
 
 def _resume(path: Path, as_json: bool) -> int:
@@ -286,7 +270,9 @@ def _resume(path: Path, as_json: bool) -> int:
     from bench.records import Folder
 
     context = click.get_current_context()
-    if named := [name for name in context.params if _is_given(context, name) and name not in ("resume", "as_json")]:
+    if named := [
+        name for name in context.params if wanted.is_given(context, name) and name not in ("resume", "as_json")
+    ]:
         raise BenchError(f"--resume takes everything from the run: leave --{named[0].replace('_', '-')} out")
     folder = Folder.open(path)
     if folder.manifest()["ended"] == "finished":
@@ -295,10 +281,6 @@ def _resume(path: Path, as_json: bool) -> int:
     run = job.cut(folder)
     with sweep.make_context("sweep", [*run["argv"][2:]]) as before:
         return _sweep({**before.params, "as_json": as_json}, path, goes_on=True)
-
-
-def _is_given(context: click.Context, name: str) -> bool:
-    return context.get_parameter_source(name) != ParameterSource.DEFAULT
 
 
 def _sweep(given: dict[str, Any], path: Path, goes_on: bool = False) -> int:
@@ -310,17 +292,17 @@ def _sweep(given: dict[str, Any], path: Path, goes_on: bool = False) -> int:
     from bench.schedule import forecast
 
     knee.parse_slo(given["slo"])
-    given["limits"] = _limits(given)
+    given["limits"] = wanted.limits(given)
     terminal = progress.Terminal()
-    launches = _launches(given)
-    vllm = _vllm(given, launches, terminal)
+    launches = wanted.launches(given)
+    vllm = wanted.vllm(given, launches, terminal)
     if vllm is not None:
         launches = {name: replace(one, telling=engine.telling(vllm)) for name, one in launches.items()}
-    endpoint = None if launches else _endpoint(given, terminal)
-    schedule = _schedule(given, launches, endpoint)
+    endpoint = None if launches else wanted.endpoint(given, terminal)
+    schedule = wanted.schedule(given, launches, endpoint)
     if not goes_on:
         records.Folder.vacant(path)
-    _report_exposure(launches, terminal)
+    wanted.warn_of_exposure(launches, terminal)
     if given["dry_run"]:
         names = [*launches] or ["endpoint"]
         predicted = _predicted(schedule, launches, endpoint, given["slo"]) if schedule.search else {}
@@ -330,7 +312,7 @@ def _sweep(given: dict[str, Any], path: Path, goes_on: bool = False) -> int:
         for name, said in predicted.items():
             _tell(f"{name}, predicted: {said}. The search begins with these levels, and goes on where they disagree.")
         return Exit.FINE
-    _report_orphans(terminal)
+    wanted.warn_of_orphans(terminal)
     folder = records.Folder.open(path) if goes_on else records.Folder.create(path)
     variants = [job.Variant("endpoint", None, lambda: nullcontext(endpoint))] if endpoint else []
     for name, launch in launches.items():
@@ -351,7 +333,7 @@ def _sweep(given: dict[str, Any], path: Path, goes_on: bool = False) -> int:
 
 
 def _predicted(
-    schedule: "Schedule", launches: "Launches", endpoint: "Endpoint | None", slo: str
+    schedule: "Schedule", launches: "wanted.Launches", endpoint: "Endpoint | None", slo: str
 ) -> "dict[str, Prediction]":
     """Before a server has told how large its cache is; of a running one, as it tells."""
     from bench import capacity, knee
@@ -374,7 +356,7 @@ NOT_PLANNED = {"endpoint": None, "vllm_command": None, "miss_rates": (), "repeat
 )
 @click.option(
     "--agents",
-    type=click.IntRange(1, MOST_SESSIONS),
+    type=click.IntRange(1, wanted.MOST_SESSIONS),
     help="How many cards would so many agents take, with --slo kept? Over all machines on file, the cheapest first.",
 )
 @click.option(
@@ -435,13 +417,13 @@ def _plan(given: dict[str, Any], fitted: "Speed | None", terminal: "Terminal") -
     from bench import sweep as job
 
     knee.parse_slo(given["slo"])
-    given["limits"] = _limits(given)
-    launches = _launches(given)
-    schedule = _schedule(given, launches, None)
+    given["limits"] = wanted.limits(given)
+    launches = wanted.launches(given)
+    schedule = wanted.schedule(given, launches, None)
     for launch in launches.values():
         capacity.check_context(launch, schedule.workload)
     servers = [foresight.simulated(planner.named(name), launch, fitted) for name, launch in launches.items()]
-    path = Path(given["out"]) if given["out"] else _default_folder(given, "plan-")
+    path = Path(given["out"]) if given["out"] else wanted.folder(given, "plan-")
     folder = records.Folder.create(path)
     run = job.manifest(schedule, planner.variants(servers), ["bench", *sys.argv[1:]], given["slo"])
     for level in planner.play(schedule, servers, folder, run):
@@ -567,143 +549,3 @@ def _close(folder: Any, as_json: bool, terminal: "Terminal") -> int:
     if done.warnings:
         _tell(paper.cautions(done), err=True)
     return Exit.FINE if done.valid else Exit.INVALID
-
-
-Launches = dict[str, "Launch"]
-OF_A_SERVER = {"gpu": "--gpu", "kv": "--kv", "tp": "--tp", "prefix_caching": "--prefix-caching", "vary": "--vary",
-               "serve_params": "--serve-params", "vllm_command": "--vllm", "extra": "flags after --"}  # fmt: skip
-
-
-def _launches(given: dict[str, Any]) -> Launches:
-    """Every server to be started, by the name of its variant; none where one is running already."""
-    from bench import model, recipe, vary
-
-    if given["endpoint"]:
-        context = click.get_current_context()
-        if named := [said for key, said in OF_A_SERVER.items() if _is_given(context, key)]:
-            raise BenchError(f"--endpoint measures a server as it is: {', '.join(named)} cannot change it")
-        return {}
-    if stray := [word for word in given["extra"][:1] if not word.startswith("-")]:
-        raise BenchError(
-            f"unexpected word {stray[0]!r}", "a card is named by --gpu, flags of vllm serve follow after --"
-        )
-    if not given["gpu"]:
-        raise BenchError("--gpu is missing", f"one of: {', '.join(tables.shipped('launch'))}; --gpu cpu needs no GPU")
-    base = recipe.launch(
-        given["gpu"], given["kv"], given["model"], given["tp"], given["prefix_caching"], given["extra"]
-    )
-    launches = vary.vary(base, given["vary"], given["serve_params"])
-    for launch in launches.values():
-        model.check(launch.model)
-    return launches
-
-
-def _report_exposure(launches: Launches, terminal: "Terminal") -> None:
-    """A user may ask for it, and has to know what is asked for."""
-    hosts = {launch.flag("--host") or "" for launch in launches.values()}
-    if hosts := hosts - {"127.0.0.1", "localhost", "::1"}:
-        terminal.print(
-            f"warning: --host {hosts.pop()}: whoever reaches this machine can use vLLM while it runs, and its switches "
-            "for developers too, for which it asks no key. Without --host, only this machine can."
-        )
-
-
-def _vllm(given: dict[str, Any], launches: Launches, terminal: "Terminal") -> "Vllm | None":
-    """The vLLM that will serve them, having been asked whether it can."""
-    from bench import engine, server
-
-    if not launches:
-        return None
-    try:
-        command = engine.find(given["vllm_command"], next(iter(launches.values())).file.device)
-    except BenchError as error:
-        if not given["dry_run"]:
-            raise
-        terminal.print(f"{error.message}: whether it knows this precision and these flags could not be checked")
-        return None
-    vllm = engine.ask(command, terminal.say, given["limits"].help_s)
-    for launch in launches.values():
-        engine.check(vllm, launch.arguments(launch.model, 0), launch.kv, launch.precision.dtype, launch.file.kv)
-        server.choose_port(launch)
-    return vllm
-
-
-def _endpoint(given: dict[str, Any], terminal: "Terminal") -> "Endpoint":
-    from bench import connection, key, server
-
-    ours = key.of_endpoint()
-    if file := key.lies_open():
-        terminal.print(f"warning: other users of this machine can read the key in {file}: chmod 600 {file}")
-    return connection.run(server.connect(given["endpoint"], given["model"], ours, given["limits"].control_s))
-
-
-def _limits(given: dict[str, Any]) -> "Limits":
-    from bench.limits import Limits
-
-    timeout = [f"request={given['timeout']}"] if given["timeout"] is not None else []
-    return Limits.of([*timeout, *given["limit"]])
-
-
-OF_A_SCHEDULE = ("max_c", "bounds", "miss_rates", "requests", "repeats", "seed", "limits", "processes")
-
-
-def _schedule(given: dict[str, Any], launches: Launches, endpoint: "Endpoint | None") -> "Schedule":
-    from bench import capacity, official, schedule, workload
-
-    work = workload.load(given["workload_name"])
-    for launch in launches.values():
-        workload.fits(work, launch.context)
-    tokens = [capacity.expected(launch).tokens for launch in launches.values()]
-    if sdk := given["client"] == "openai":
-        official.check()
-    asked = {name: given[name] for name in OF_A_SCHEDULE}
-    return schedule.draw_up(
-        work,
-        [endpoint.cache.tokens] if endpoint else tokens,
-        _levels(given["levels"], given["max_c"]),
-        **(_of_a_search(given, asked) if given["search"] else asked),
-        sdk=sdk,
-        search=given["search"],
-    )
-
-
-def _of_a_search(given: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """What it leaves out unless it is asked for."""
-    from bench.search import PLAYS
-
-    context = click.get_current_context()
-    if given["levels"] is not None:
-        raise BenchError("--search and --levels exclude each other", "a search finds its levels; --max-c limits them")
-    if given["client"] == "openai":
-        raise BenchError("--search and --client openai exclude each other", "search first, then take --levels by both")
-    bounds = given["bounds"] and (_is_given(context, "bounds") or bool(given["miss_rates"]))
-    repeats = given["repeats"] if _is_given(context, "repeats") else PLAYS
-    return {**asked, "bounds": bounds, "repeats": repeats}
-
-
-def _levels(named: str | None, max_c: int | None) -> tuple[int, ...] | None:
-    if named is None:
-        return None
-    if max_c is not None:
-        raise BenchError("--levels and --max-c exclude each other")
-    found = {int(word) if word.strip().isdigit() else 0 for word in named.split(",")}
-    if not all(1 <= level <= MOST_SESSIONS for level in found):
-        hint = f"for example --levels 1,4,8,12; each from 1 to {MOST_SESSIONS:,}"
-        raise BenchError(f"--levels {named!r} is not a list of numbers of sessions", hint)
-    return tuple(sorted(found))
-
-
-def _report_orphans(terminal: "Terminal") -> None:
-    from bench import family
-
-    for orphan in family.orphans():
-        terminal.print(
-            f"warning: a vLLM that an earlier bench started is still running (process {orphan.pids[0]}, "
-            f"run {orphan.run}); its bench was killed. It holds memory and time of this machine. "
-            f"End it with: kill -- -{orphan.group}"
-        )
-
-
-def _default_folder(given: dict[str, Any], kind: str = "") -> Path:
-    what = tables.slug(f"{Path(given['gpu']).stem}-{given['kv']}") if given["gpu"] else "endpoint"
-    return Path("results/runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{kind}{what}"

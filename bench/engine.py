@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bench import bounded, keeper
+from bench import bounded, interrupt, keeper
 from bench.errors import BenchError
 
 TELLING = ("--enable-per-request-metrics",)
@@ -122,15 +122,17 @@ def _output(command: tuple[str, ...], limit_s: float, *arguments: str) -> str:
 def _run(words: Sequence[str], out: IO[bytes], err: IO[bytes], limit_s: float) -> None:
     """To its end, or ours, or that of our patience, and whatever it has started with it."""
     ours = keeper.dying_with(os.getpid())
-    process = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True, preexec_fn=ours
-    )
-    try:
-        process.wait(limit_s)
-    finally:
-        if process.returncode is None:  # else by its number others may go
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with interrupt.held():  # Python's own calls around a fork swallow a KeyboardInterrupt
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True, preexec_fn=ours
+        )
+        try:
+            with interrupt.free():
+                process.wait(limit_s)
+        finally:
+            if process.returncode is None:  # else by its number others may go
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def check(vllm: Vllm, words: Iterable[str], kv: str, dtype: str, named: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 BENCH = Path(__file__).parent.parent / "bench"
 FLOORS = {
     "cli": 9,
-    "publish": 8,
+    **dict.fromkeys(("publish", "wanted"), 8),
     "report": 7,
     "plan": 7,
     "sweep": 6,

@@ -188,7 +188,7 @@ def test_a_line_that_ends_in_no_space_of_json_is_torn_however_it_is_read(tmp_pat
 @pytest.mark.parametrize(
     ("field", "value"),
     [("first_s", "1e999"), ("first_s", "NaN"), ("status", '"fine"'), ("concurrency", "0"), ("turn", "1.5"),
-     ("prompt_tokens", "true"), ("session", "-2"), ("error", "7"), ("turn", "9" * 30), ("end_s", "null")],
+     ("prompt_tokens", "true"), ("session", "-100001"), ("error", "7"), ("turn", "9" * 30), ("end_s", "null")],
 )  # fmt: skip
 def test_a_record_that_no_request_can_have_is_damage_in_its_line(tmp_path: Path, field: str, value: str) -> None:
     folder = run_folder(tmp_path)
