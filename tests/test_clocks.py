@@ -124,6 +124,6 @@ def test_only_stamps_and_names_are_of_the_wall_clock() -> None:
     assert found == {
         ("clocks", "time.time"),  # to be held against the others
         ("connection", "time.time"),  # beside the kernel's stamp, which is of that clock
-        ("cli", "datetime.now"),  # a folder's name
+        ("wanted", "datetime.now"),  # a folder's name
         ("sweep", "datetime.now"),  # when a run began
     }

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -70,3 +71,19 @@ def test_garbage_is_collected_before_and_not_during() -> None:
 )
 def test_the_wait_that_one_moment_in_a_hundred_exceeds(lags: list[float], wait: float) -> None:
     assert waited(lags) == pytest.approx(wait)
+
+
+def test_what_refers_to_itself_does_not_gather_over_a_level_that_lasts_for_days() -> None:
+    """As a connection of asyncio does once it is closed: with collections off, a question a second would stay."""
+
+    class Closed:
+        def __init__(self) -> None:
+            self.itself = self
+
+    async def go() -> None:
+        async with pulse.felt(lambda _: None), asyncio.timeout(60):
+            first = weakref.ref(Closed())
+            while first() is not None:
+                await asyncio.sleep(0.05)
+
+    asyncio.run(go())
