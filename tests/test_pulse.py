@@ -83,7 +83,7 @@ def test_what_refers_to_itself_does_not_gather_over_a_level_that_lasts_for_days(
     async def go() -> None:
         async with pulse.felt(lambda _: None), asyncio.timeout(60):
             first = weakref.ref(Closed())
-            while first() is not None:
+            while first() is not None:  # noqa: ASYNC110  nobody tells
                 await asyncio.sleep(0.05)
 
     asyncio.run(go())
