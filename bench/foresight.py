@@ -37,9 +37,13 @@ class Simulated:
 
 def simulated(name: str, launch: Launch, speed: Speed | None = None, tokens: int | None = None) -> Simulated:
     """`speed`: as fitted; `tokens`: of its cache, where a server has said so. Else what is on file."""
-    tokens = tokens if tokens is not None else capacity.expected(launch).tokens
+    found = capacity.expected(launch)
+    tokens = tokens if tokens is not None else found.tokens
     if tokens is None:
-        raise BenchError(f"{name}: {capacity.expected(launch).why}", "name a model and a card whose sizes are on file")
+        raise BenchError(f"{name}: {found.why}", "name a model and a card whose sizes are on file")
+    if found.windows != (None,):
+        hint = "bench sweep --dry-run counts how many sessions fit"
+        raise BenchError(f"{name}: layers that keep no more than a window of each session are not simulated", hint)
     speed = speed or capacity.speed(launch)
     if speed is None:
         raise BenchError(f"{name}: nobody knows how fast it is", "bench plan --calibrate RUN fits that to a real run")

@@ -59,6 +59,7 @@ def test_several_precisions_stand_beside_each_other(at: Path) -> None:  # noqa: 
         (("--gpu", "l4", "--model", "synthetic:qwen3-32b"), "does not fit"),
         (("--gpu", "l4", "--workload", "reviewer"), "longest context is 50,"),
         (("--gpu", "l4", "--slo", "soon"), "is not METRIC<VALUE"),
+        (("--gpu", "h100", "--model", "synthetic:gemma-3-1b"), "are not simulated"),
         (("--gpu", "l4", "--kv", "fp16", "--", "--max-model-len", "131072"), "than the 40,960 tokens"),
         (("--gpu", "a10g", "--model", "synthetic:qwen3-8b", "--kv", "fp16"), "unless one request of --max-model-len"),
         (("--gpu", "l4", "--model", "someone/unheard-of"), "not known before the server reports it"),
