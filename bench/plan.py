@@ -22,7 +22,6 @@ from bench.stats import LevelRow
 from bench.workload import Workload
 
 MARK = "simulated"  # in every name a reader could take for a measured one's
-SIZES = (1, 2, 4, 8)  # cards that one model is spread over
 
 
 def named(variant: str) -> str:
@@ -170,7 +169,7 @@ def sizing(
     for name, file, digest in _machines():
         if file.card is None or kv not in file.kv:
             continue
-        for tp in SIZES:
+        for tp in capacity.SIZES:
             launch = Launch(name, file, digest, kv, model or file.serve.model, tp)
             if (fit := _fit(launch, workload, seed)) is None or fit < 1:
                 continue

@@ -13,24 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import calibrate, foresight, knee, recipe, speed, workload
+from bench import calibrate, foresight, knee
 from bench.calibrate import Case
 from bench.conclusion import conclude
 from bench.load import Level
 from bench.records import Folder
+from bench.speed import Speed
 
 HERE = Path(__file__).parent
 MACHINE = str(HERE / "machine.toml")
-BEGIN = speed.Speed(
-    step_s=0.002,
-    weights_s=0.0,
-    token_s=5e-6,
-    attend_s=4e-9,
-    read_s=2e-8,
-    sequence_s=2e-4,
-    request_s=5e-3,
-    said_s=3e-7,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +62,9 @@ def played(setting: Setting, runs: Path) -> Path:
     return out
 
 
-def case(setting: Setting, run: Path) -> Case:
-    launch = recipe.launch(MACHINE, setting.kv, None, 1, True, setting.extra)
-    work = workload.load(str(HERE / f"{setting.workload}.toml"))
-    return Case(foresight.simulated(setting.kv, launch, BEGIN), work, 0, calibrate.rows(Folder.open(run), setting.kv))
+def case(run: Path) -> Case:
+    (told,) = calibrate.cases(Folder.open(run))
+    return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +75,8 @@ class Found:
     errors: dict[tuple[bool, str], list[float]]  # past the knee or not, column
 
 
-def judged(setting: Setting, run: Path, fitted: speed.Speed) -> Found:
-    told = case(setting, run)
+def judged(setting: Setting, run: Path, fitted: Speed) -> Found:
+    told = case(run)
     told = replace(told, server=replace(told.server, speed=fitted))
     rows = {level: row for level, row in told.measured.items() if level.case == "realistic"}
     here = [foresight.row(told.server, level, told.workload, 0) for level in rows]
@@ -129,7 +119,7 @@ def main() -> None:
     given = parser.parse_args()
     given.runs.mkdir(parents=True, exist_ok=True)
     runs = {setting: played(setting, given.runs) for setting in SETTINGS}
-    fitted = calibrate.fit([case(setting, run) for setting, run in runs.items() if setting.fitted], print)
+    fitted = calibrate.fit([case(run) for setting, run in runs.items() if setting.fitted], print)
     print(fitted.speed)
     print(table([judged(setting, run, fitted.speed) for setting, run in runs.items()]))
     invalid = [one.name for one, run in runs.items() if not conclude(Folder.open(run)).valid]
