@@ -34,7 +34,7 @@ class Pulse:
 @contextlib.asynccontextmanager
 async def felt(keep: Callable[[Pulse], None], read: Callable[[], Reading] = clocks.read) -> AsyncIterator[None]:
     """Hands over the pulse of the event loop, and what the clocks did, at the end of the body."""
-    with _no_collection(), _collections() as pauses:
+    with _no_collection(), _collections() as paused:
         began, cpu = time.perf_counter(), time.process_time()
         watch = Watch(read)
         ticker = Ticker(watch.look)
@@ -43,7 +43,7 @@ async def felt(keep: Callable[[Pulse], None], read: Callable[[], Reading] = cloc
         finally:
             lags = ticker.stop()
             wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-            keep(Pulse(wall, cpu, waited(lags), max(lags), sum(pauses), watch.stepped_s, watch.suspended_s))
+            keep(Pulse(wall, cpu, waited(lags), max(lags), paused(), watch.stepped_s, watch.suspended_s))
 
 
 class Ticker:
@@ -97,16 +97,19 @@ def _no_collection() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _collections() -> Iterator[list[float]]:
-    """How long those took that somebody asked for all the same."""
-    pauses: list[float] = []
+def _collections() -> Iterator[Callable[[], float]]:
+    """How long those took, all together, that somebody asked for all the same."""
+    took, began = 0.0, 0.0
 
     def note(phase: str, _: dict[str, Any]) -> None:
-        now = time.perf_counter()
-        pauses.append(-now if phase == "start" else now)
+        nonlocal took, began
+        if phase == "start":
+            began = time.perf_counter()
+        else:
+            took += time.perf_counter() - began
 
     gc.callbacks.append(note)
     try:
-        yield pauses
+        yield lambda: took
     finally:
         gc.callbacks.remove(note)
