@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import tables
+from bench import manifest, tables
 from bench.records import TurnRecord
 from bench.stats import COMPONENTS, LevelRow, growth
 
@@ -456,8 +456,9 @@ CHECKS: dict[str, Asked] = {
 def departures(run: dict[str, Any]) -> list[str]:
     """What is not as the shipped recipe has it; such a run is as valid as any, and never passes for the recipe's."""
     found: list[str] = []
-    if not _shipped("workloads", run["workload"]["name"], run["workload"].get("digest")):
-        found.append(f"workload {run['workload']['name']} is not a shipped one")
+    for work in manifest.workloads(run):
+        if not _shipped("workloads", work["name"], work.get("digest")):
+            found.append(f"workload {work['name']} is not a shipped one")
     for name, facts in run["variants"].items():
         found += [f"{name}: {text}" for text in _departs(facts["launch"])]
     if run["seed"] != 0:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench import capacity, foresight, stats, tables
+from bench import capacity, foresight, manifest, stats, tables
 from bench.errors import BenchError
 from bench.foresight import Simulated
 from bench.load import Level
@@ -66,13 +66,13 @@ LEAST = Speed(
 def cases(folder: Folder) -> list[Case]:
     """Every variant of a run, with its own launch and workload."""
     run = folder.manifest()
-    work = tables.convert(run["workload"], Workload, f"{folder.path}: workload")
     found = []
     for name, facts in run["variants"].items():
         if not facts["launch"] or facts.get("simulated") or "server" not in facts:
             raise BenchError(f"{folder.path}: {name} was no server that bench started", "calibrate on one that was")
         launch = tables.convert({**facts["launch"], "file": _file(facts)}, Launch, f"{folder.path}: {name}")
         server = foresight.simulated(name, launch, _begin(launch), facts["server"]["cache"]["tokens"])
+        work = tables.convert(manifest.of(run, name)["workload"], Workload, f"{folder.path}: workload")
         found.append(Case(server, work, run["seed"], rows(folder, name)))
     return found
 
@@ -103,7 +103,7 @@ def rows(folder: Folder, variant: str) -> dict[Level, LevelRow]:
         level = Level(**told)
         own = [record for record in records if record.play == level.play and record.turn > 0]
         if level.variant == variant and len(own) == level.requests and all(record.status == "ok" for record in own):
-            found[level] = stats.reduce(own, [], run["typical"]["shared_tokens"])
+            found[level] = stats.reduce(own, [], manifest.of(run, variant)["typical"]["shared_tokens"])
     if not found:
         raise BenchError(f"{folder.path}: no level of {variant} was answered whole", "calibrate on a valid run")
     return found

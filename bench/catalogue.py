@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
+from bench import manifest
 from bench.hypertext import Column, cell, document, legend, sortable, worded
 from bench.stats import LevelRow, rate
 from bench.svg import clean, tag
@@ -57,20 +58,20 @@ class Entry:
 def entries(run: Mapping[str, Any], rows: Sequence[LevelRow], place: PurePath) -> Iterator[Entry]:
     for name, verdict in run["verdict"]["variants"].items():
         facts = run["variants"][name]
-        launch, server = facts["launch"] or {}, facts.get("server", {})
+        launch, server, here = facts["launch"] or {}, facts.get("server", {}), manifest.of(run, name)
         answered = _answered(rows, name, verdict["ceiling"])
         yield Entry(
             card=_card(run, launch),
             model=server.get("model") or launch.get("model") or "-",
             precision=name,
-            workload=run["workload"]["name"],
+            workload=here["workload"]["name"],
             knee=bracket(verdict),
             knee_least=verdict["knee"][0] if verdict["knee"] else verdict["highest"],
             knee_confidence=verdict.get("knee_confidence"),
             ceiling=verdict["ceiling"],
             slo=verdict["slo"],
             req_per_s=answered,
-            usd_per_1000_tasks=price(_usd_h(launch), answered, run["typical"]["turns"]),
+            usd_per_1000_tasks=price(_usd_h(launch), answered, here["typical"]["turns"]),
             date=run["started"][:10],
             vllm=str(server.get("version") or "-"),
             bench=run["machine"]["bench"],

@@ -15,9 +15,11 @@ from bench import __version__, inert, interrupt, secret, wanted
 from bench.errors import BenchError, Exit
 
 if TYPE_CHECKING:  # --help must not wait for numpy
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from bench.compare import Side
     from bench.progress import Terminal
-    from bench.schedule import Schedule
     from bench.search import Prediction
     from bench.server import Endpoint
     from bench.speed import Speed
@@ -190,7 +192,8 @@ def cli() -> None:
     "--vary",
     multiple=True,
     metavar="WHAT=A,B",
-    help="A server for each value: kv=fp16,fp8,tq4 or any flag of vLLM: max-num-seqs=4,256. May be repeated.",
+    help="A variant for each value: kv=fp16,fp8,tq4; any flag of vLLM: max-num-seqs=4,256; workload=A,B, or a key of "
+    "its file: workload.session.turns=6,12. May be repeated: every combination.",
 )
 @click.option(
     "--serve-params",
@@ -287,62 +290,73 @@ def _sweep(given: dict[str, Any], path: Path, goes_on: bool = False) -> int:
     from dataclasses import replace
     from functools import partial
 
-    from bench import engine, knee, progress, records, report, search, server
+    from bench import engine, knee, progress, records, server
     from bench import sweep as job
-    from bench.schedule import forecast
 
     knee.parse_slo(given["slo"])
     given["limits"] = wanted.limits(given)
     terminal = progress.Terminal()
-    launches = wanted.launches(given)
+    grid = wanted.grid(given)
+    launches = {name: cell.launch for name, cell in grid.items()}
     vllm = wanted.vllm(given, launches, terminal)
     if vllm is not None:
         launches = {name: replace(one, telling=engine.telling(vllm)) for name, one in launches.items()}
     endpoint = None if launches else wanted.endpoint(given, terminal)
-    schedule = wanted.schedule(given, launches, endpoint)
+    schedules = wanted.schedules(given, grid, endpoint)
     if not goes_on:
         records.Folder.vacant(path)
     wanted.warn_of_exposure(launches, terminal)
     if given["dry_run"]:
-        names = [*launches] or ["endpoint"]
-        predicted = _predicted(schedule, launches, endpoint, given["slo"]) if schedule.search else {}
-        plans = {name: search.opening(schedule, predicted[name]) if predicted else schedule for name in names}
-        forecasts = {name: forecast(plans[name], name, launch) for name, launch in launches.items()}
-        _tell(report.rehearsal({name: plans[name].levels(name) for name in names}, launches, forecasts))
-        for name, said in predicted.items():
-            _tell(f"{name}, predicted: {said}. The search begins with these levels, and goes on where they disagree.")
-        return Exit.FINE
+        predicted = _predicted(schedules, launches, endpoint, given["slo"]) if given["search"] else {}
+        return _rehearse(schedules, launches, predicted)
     wanted.warn_of_orphans(terminal)
     folder = records.Folder.open(path) if goes_on else records.Folder.create(path)
-    variants = [job.Variant("endpoint", None, lambda: nullcontext(endpoint))] if endpoint else []
-    for name, launch in launches.items():
+
+    def start(name: str) -> "Callable[[], AbstractContextManager[Endpoint]]":
+        if endpoint is not None:
+            return lambda: nullcontext(endpoint)
         assert vllm is not None
-        waits = schedule.limits.start_s, schedule.limits.stop_s
-        begin = partial(server.serve, vllm, launch, folder.path, terminal.say, *waits)
-        variants.append(job.Variant(name, launch, begin))
-    run = job.manifest(schedule, variants, ["bench", *sys.argv[1:]], given["slo"])
+        waits = given["limits"].start_s, given["limits"].stop_s
+        return partial(server.serve, vllm, launches[name], folder.path, terminal.say, *waits)
+
+    variants = [job.Variant(name, launches.get(name), one, start(name)) for name, one in schedules.items()]
+    run = job.begun(variants, ["bench", *sys.argv[1:]], given["slo"])
     with folder.held():
         if goes_on:
             run = job.go_on(run, folder, terminal)
         try:
-            job.sweep(schedule, variants, folder, terminal, run)
+            job.sweep(variants, folder, terminal, run)
         except (KeyboardInterrupt, BenchError):
             _close_what_there_is(folder, given["as_json"], terminal)
             raise
         return _close(folder, given["as_json"], terminal)
 
 
+def _rehearse(schedules: "wanted.Schedules", launches: "wanted.Launches", predicted: "dict[str, Prediction]") -> int:
+    from bench import report, search
+    from bench.schedule import forecast
+
+    plans = {name: search.opening(schedules[name], said) for name, said in predicted.items()} or schedules
+    forecasts = {name: forecast(plans[name], name, launch) for name, launch in launches.items()}
+    _tell(report.rehearsal({name: one.levels(name) for name, one in plans.items()}, launches, forecasts))
+    for name, said in predicted.items():
+        _tell(f"{name}, predicted: {said}. The search begins with these levels, and goes on where they disagree.")
+    return Exit.FINE
+
+
 def _predicted(
-    schedule: "Schedule", launches: "wanted.Launches", endpoint: "Endpoint | None", slo: str
+    schedules: "wanted.Schedules", launches: "wanted.Launches", endpoint: "Endpoint | None", slo: str
 ) -> "dict[str, Prediction]":
     """Before a server has told how large its cache is; of a running one, as it tells."""
     from bench import capacity, knee
     from bench.search import Foresee
 
     tokens = {name: capacity.expected(launch).tokens for name, launch in launches.items()}
-    tokens |= {"endpoint": endpoint.cache.tokens} if endpoint else {}
+    tokens |= {wanted.ENDPOINT: endpoint.cache.tokens} if endpoint else {}
     promise = knee.parse_slo(slo)
-    return {name: Foresee(schedule, launches.get(name), told, promise).prediction() for name, told in tokens.items()}
+    return {
+        name: Foresee(schedules[name], launches.get(name), told, promise).prediction() for name, told in tokens.items()
+    }
 
 
 OF_A_PLAN = ("gpu", "kv", "workload_name", "max_c", "levels", "requests", "bounds", "slo", "model", "tp",
@@ -418,22 +432,22 @@ def _plan(given: dict[str, Any], fitted: "Speed | None", terminal: "Terminal") -
 
     knee.parse_slo(given["slo"])
     given["limits"] = wanted.limits(given)
-    launches = wanted.launches(given)
-    schedule = wanted.schedule(given, launches, None)
-    for launch in launches.values():
-        capacity.check_context(launch, schedule.workload)
-    servers = [foresight.simulated(planner.named(name), launch, fitted) for name, launch in launches.items()]
+    grid = wanted.grid(given)
+    for cell in grid.values():
+        capacity.check_context(cell.launch, cell.workload)
+    servers = [foresight.simulated(planner.named(name), cell.launch, fitted) for name, cell in grid.items()]
+    schedules = [*zip(servers, wanted.schedules(given, grid, None).values(), strict=True)]
     path = Path(given["out"]) if given["out"] else wanted.folder(given, "plan-")
     folder = records.Folder.create(path)
-    run = job.manifest(schedule, planner.variants(servers), ["bench", *sys.argv[1:]], given["slo"])
-    for level in planner.play(schedule, servers, folder, run):
+    run = job.begun(planner.variants(schedules), ["bench", *sys.argv[1:]], given["slo"])
+    for level in planner.play(schedules, folder, run):
         terminal.say(f"simulating {level.variant}, {level.case}, C = {level.concurrency}")
     terminal.say("")
     done = conclusion.conclude(folder)
     paper.write(folder, done)
     _tell(json.dumps(done.run, indent=2) if given["as_json"] else paper.closing(done, folder))
     if not given["as_json"]:
-        _tell("\n".join(planner.summary(done, servers, schedule.workload, schedule.seed)))
+        _tell("\n".join(planner.summary(done, schedules)))
     return Exit.FINE
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench import audit, cause, knee, stats
+from bench import audit, cause, knee, manifest, stats
 from bench.audit import Check, Evidence, Warning
 from bench.cause import Server
 from bench.errors import BenchError
@@ -61,16 +61,17 @@ def conclude(folder: Folder) -> Conclusion:
     checks: list[Check] = []
     verdicts: dict[str, Any] = {}
     for variant, facts in run["variants"].items():
+        here = manifest.of(run, variant)
         own = [record for record in records if record.variant == variant]
         told = [sample for sample in samples if sample["variant"] == variant]
         felt = [pulse for pulse in pulses if pulse["variant"] == variant]
-        here = list(_rows(run, variant, own, told, felt))
-        verdicts[variant] = _verdict(here, own, knee.parse_slo(run["slo"]), _server(run, facts))
-        verdicts[variant]["search"] = _searched(facts.get("search"), verdicts[variant], here)
+        found = list(_rows(here, variant, own, told, felt))
+        verdicts[variant] = _verdict(found, own, knee.parse_slo(run["slo"]), _server(here, facts))
+        verdicts[variant]["search"] = _searched(facts.get("search"), verdicts[variant], found)
         if {"dialect", "server"} <= set(facts) and own:
             healthy = (verdicts[variant]["knee"] or [None])[0]
-            checks += audit.audit(Evidence(run, variant, own, here, told, healthy, felt))
-        rows += here
+            checks += audit.audit(Evidence(here, variant, own, found, told, healthy, felt))
+        rows += found
     warnings = [*_torn(folder), *(warning for check in checks for warning in check.warnings)]
     warnings += _lost(list(folder.rows("journal.jsonl")))
     if run["ended"] != "finished":

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import stats
+from bench import manifest, stats
 from bench.errors import BenchError
 from bench.records import TurnRecord
 from bench.stats import METRICS, LevelRow
@@ -91,7 +91,10 @@ def _levels(run: Json, rows: Sequence[LevelRow], records: Sequence[TurnRecord]) 
     for record in sorted(records, key=lambda record: record.sent_s):
         if record.turn > 0:
             played.setdefault((record.variant, record.case, record.concurrency), []).append(record)
-    found = [Level(run, row, tuple(played.get((row.variant, row.case, row.concurrency), ()))) for row in rows]
+    found = [
+        Level(manifest.of(run, row.variant), row, tuple(played.get((row.variant, row.case, row.concurrency), ())))
+        for row in rows
+    ]
     if any(not level.turns for level in found):
         raise BenchError("the run's single requests are not there", "export the run's own folder, not a published one")
     return found

@@ -33,6 +33,12 @@ def history(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
 
+WORKLOAD = {
+    "name": str,
+    "digest": str,
+    "file": {"summary": str, "arrivals?": (None, {"sessions_per_s?": (float, None)}), "session?": dict},
+}
+TYPICAL = {"shared_tokens": float, "turns": float, "own_tokens": float, "output_tokens": float}
 LAUNCH = {
     "name": str,
     "digest": str,
@@ -67,12 +73,8 @@ RUN = {
     "slo": str,
     "search?": (None, {"max_c": (int, None), "plays": shape.positive}),
     "repeats": shape.positive,
-    "workload": {
-        "name": str,
-        "digest": str,
-        "file": {"summary": str, "arrivals?": (None, {"sessions_per_s?": (float, None)}), "session?": dict},
-    },
-    "typical": {"shared_tokens": float, "turns": float, "own_tokens": float, "output_tokens": float},
+    "workload": WORKLOAD,
+    "typical": TYPICAL,
     "levels": [{"variant": name, "case": str, "concurrency": shape.positive, "requests": int}],
     "machine": {
         "cpu": str,
@@ -86,6 +88,8 @@ RUN = {
     "variants": {
         name: {
             "launch": (None, LAUNCH),
+            "workload?": WORKLOAD,
+            "typical?": TYPICAL,
             "server?": SERVER,
             "capacity?": (None, CAPACITY),
             "settings?": history,
@@ -110,6 +114,18 @@ VERDICT = {"valid": bool, "departures?": [str], "variants": {name: OF_VARIANT}}
 def check(run: object, where: str) -> None:
     """Of a run; its verdict is made again."""
     shape.check(run, RUN, where)
+
+
+def of(run: Mapping[str, Any], variant: str) -> dict[str, Any]:
+    """The run as one variant had it: the workload may be varied, too."""
+    facts = run["variants"][variant]
+    return {**run, **{name: facts[name] for name in ("workload", "typical") if facts.get(name)}}
+
+
+def workloads(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All that were played."""
+    own = [facts["workload"] for facts in run["variants"].values() if facts.get("workload")]
+    return list({work["name"]: work for work in own or [run["workload"]]}.values())
 
 
 def check_played(run: Mapping[str, Any], variant: str, where: str) -> None:

@@ -28,12 +28,15 @@ def named(variant: str) -> str:
     return f"{variant} ({MARK})"
 
 
-def play(schedule: Schedule, servers: Sequence[Simulated], folder: Folder, run: dict[str, Any]) -> Iterator[Level]:
+Schedules = Sequence[tuple[Simulated, Schedule]]
+
+
+def play(schedules: Schedules, folder: Folder, run: dict[str, Any]) -> Iterator[Level]:
     """Puts on file what a sweep would; each level is told before it is played."""
     run[MARK] = True
     folder.write_manifest(run)
     reached = 0.0
-    for server in servers:
+    for server, schedule in schedules:
         run["variants"][server.name] |= foresight.facts(server)
         for level in schedule.plays(server.name):
             yield level
@@ -47,8 +50,8 @@ def play(schedule: Schedule, servers: Sequence[Simulated], folder: Folder, run: 
     folder.write_manifest(run)
 
 
-def variants(servers: Sequence[Simulated]) -> list[sweep.Variant]:
-    return [sweep.Variant(server.name, server.launch, _nobody) for server in servers]
+def variants(schedules: Schedules) -> list[sweep.Variant]:
+    return [sweep.Variant(server.name, server.launch, schedule, _nobody) for server, schedule in schedules]
 
 
 def _nobody() -> Any:
@@ -205,10 +208,11 @@ def best(server: Simulated, slo: Slo, workload: Workload, seed: int, most: int) 
     return found
 
 
-def summary(done: Conclusion, servers: Sequence[Simulated], workload: Workload, seed: int) -> list[str]:
+def summary(done: Conclusion, schedules: Schedules) -> list[str]:
     """What a planner asks besides the table."""
     lines = []
-    for server in servers:
+    for server, schedule in schedules:
+        workload, seed = schedule.workload, schedule.seed
         lines += ["", f"{server.name}: from memory to sessions", *waterfall(server, workload, seed)]
         height = cliff_s(server, workload, seed)
         lines.append(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from bench import stats, svg
+from bench import manifest, stats, svg
 from bench.lives import luck, memory, timeline
 from bench.records import TurnRecord
 from bench.scene import LEFT, RIGHT, Data, Seen, at_level, by_level, data_of, part_of, positive, short, tick
@@ -68,7 +68,7 @@ def draw(
     several = len(run["variants"]) > 1
     for at, variant in enumerate(run["variants"]):
         own = [row for row in rows if row.variant == variant]
-        seen = Seen(run, variant, own, by_level(records, variant), at)
+        seen = Seen(manifest.of(run, variant), variant, own, by_level(records, variant), at)
         for name, picture in PICTURES.items():
             if drawn := picture(seen):
                 file = f"{name}-{slug(variant)}" if several else name

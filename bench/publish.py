@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import bounded, catalogue, compare, report, tables
+from bench import bounded, catalogue, compare, manifest, report, tables
 from bench.conclusion import Conclusion
 from bench.errors import BenchError, Exit
 from bench.records import Folder
@@ -50,8 +50,9 @@ def _place(run: dict[str, Any]) -> Path:
     gpus = run["machine"]["gpus"]
     card = launches[0]["name"] if launches[0] else gpus[0]["name"] if gpus else "endpoint"
     model = next(iter(run["variants"].values())).get("server", {}).get("model") or "unnamed"
+    names = [work["name"] for work in manifest.workloads(run)]
     when = re.sub(r"[-:]|\+.*", "", run["started"])
-    return Path(*map(tables.slug, (card, model, "-".join(run["variants"]), f"{when}-{run['workload']['name']}")))
+    return Path(*map(tables.slug, (card, model, "-".join(run["variants"]), f"{when}-{'-'.join(names)}")))
 
 
 def _redacted(value: Any) -> Any:

@@ -112,7 +112,7 @@ def forecast(schedule: Schedule, name: str, launch: Launch) -> capacity.Forecast
 
 def draw_up(
     work: Workload,
-    tokens: Sequence[int | None],
+    fits: Sequence[float | None],
     levels: tuple[int, ...] | None,
     max_c: int | None,
     bounds: bool,
@@ -125,11 +125,12 @@ def draw_up(
     sdk: bool = False,
     search: bool = False,
 ) -> Schedule:
-    """`tokens`: the cache of each variant, as far as it is known. Whatever the user left open follows from it."""
-    fits = [capacity.sessions_that_fit(size, work, seed) for size in tokens if size is not None]
-    largest = max(fits) if len(fits) == len(tokens) else None
+    """`fits`: sessions in the cache of each variant, as far as that is known. What the user left open follows from it:
+    all variants play the same levels, to be comparable."""
+    known = [fit for fit in fits if fit is not None]
+    largest = max(known) if len(known) == len(fits) else None
     levels = levels or (levels_up_to(max_c) if max_c is not None else default_levels(largest))
-    fitting = [level for level in levels if not fits or level <= min(fits)] or [levels[0]]
+    fitting = [level for level in levels if not known or level <= min(known)] or [levels[0]]
     # 200 requests tell nothing of a cache that they cannot fill: there each session has to grow to its end.
     filled = largest is not None and largest * work.typical(seed).turns < STUDY_REQUESTS
     ends = tuple(sorted({levels[0], fitting[-1]})) if bounds else ()

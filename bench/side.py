@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import bounded, compare, conclusion, foreign
+from bench import bounded, compare, conclusion, foreign, manifest
 from bench.compare import Side
 from bench.errors import BenchError
 from bench.foreign import Foreign
@@ -62,7 +62,7 @@ def _knee(verdict: dict[str, Any]) -> tuple[float, float] | None:
 
 def _conditions(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What has to be the same on both sides for their numbers to be comparable."""
-    yield "workload", f"{run['workload']['name']} {run['workload'].get('digest')}"
+    yield "workload", ", ".join(f"{work['name']} {work.get('digest')}" for work in manifest.workloads(run))
     yield "card", ", ".join(gpu["name"] for gpu in run["machine"]["gpus"]) or run["machine"]["cpu"]
     yield "cores", str(run["machine"]["cores"])
     yield "driver", ", ".join(gpu["driver"] for gpu in run["machine"]["gpus"]) or "none"

@@ -16,13 +16,26 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any, Protocol
 
-from bench import audit, capacity, client, connection, knee, load, machine, scrape, search, server, stats, troupe
+from bench import (
+    audit,
+    capacity,
+    client,
+    connection,
+    knee,
+    load,
+    machine,
+    manifest,
+    scrape,
+    search,
+    server,
+    stats,
+    troupe,
+)
 from bench.audit import Evidence
 from bench.client import Target
 from bench.errors import BenchError, Exit
 from bench.journal import Journal
 from bench.load import Level
-from bench.manifest import check_played
 from bench.pulse import Pulse
 from bench.recipe import Launch
 from bench.records import LINES, SCHEMA, Folder, Play, TurnRecord, play_of
@@ -54,12 +67,14 @@ class Show(Protocol):
 class Variant:
     name: str
     launch: Launch | None  # None: a server that someone else runs
+    schedule: Schedule
     start: Callable[[], AbstractContextManager[server.Endpoint]]
 
 
-def manifest(schedule: Schedule, variants: Sequence[Variant], argv: Sequence[str], slo: str) -> dict[str, Any]:
+def begun(variants: Sequence[Variant], argv: Sequence[str], slo: str) -> dict[str, Any]:
     """All that a stranger needs to do it again; what only the server knows is added once it is up."""
-    work = schedule.workload
+    schedule = variants[0].schedule  # the variants' differ in nothing but the workload
+    several = any(variant.schedule.workload != schedule.workload for variant in variants)
     return {
         "schema": SCHEMA,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -68,19 +83,28 @@ def manifest(schedule: Schedule, variants: Sequence[Variant], argv: Sequence[str
         "seed": schedule.seed,
         "salt": secrets.randbits(32),
         "slo": slo,
-        "workload": asdict(work),
-        "typical": {
-            "shared_tokens": schedule.workload.file.shared_tokens,
-            **asdict(schedule.workload.typical(schedule.seed)),
-        },
-        "levels": [asdict(level) for variant in variants for level in schedule.levels(variant.name)],
+        **_agents(schedule),
+        "levels": [asdict(level) for variant in variants for level in variant.schedule.levels(variant.name)],
         "search": {"max_c": schedule.max_c, "plays": schedule.repeats} if schedule.search else None,
         "repeats": 1 if schedule.search else schedule.repeats,
         "timeout_s": schedule.limits.request_s,
         "limits": asdict(schedule.limits),
         "machine": asdict(machine.describe()),
-        "variants": {v.name: {"launch": asdict(v.launch) if v.launch else None} for v in variants},
+        "variants": {
+            one.name: {
+                "launch": asdict(one.launch) if one.launch else None,
+                **(_agents(one.schedule) if several else {}),
+            }
+            for one in variants
+        },
     }
+
+
+def _agents(schedule: Schedule) -> dict[str, Any]:
+    """What they do."""
+    work = schedule.workload
+    typical = {"shared_tokens": work.file.shared_tokens, **asdict(work.typical(schedule.seed))}
+    return {"workload": asdict(work), "typical": typical}
 
 
 HERE = ("host", "cpu", "cores", "python", "bench", "gpus")  # of the machine: what has to be the same
@@ -109,7 +133,7 @@ def go_on(now: dict[str, Any], folder: Folder, show: Show) -> dict[str, Any]:
             f"then {was[other[0]]}, now {is_now.get(other[0])}: begin a new run",
         )
     for name in {row["variant"] for row in folder.rows("journal.jsonl") if row["what"] == "over"}:
-        check_played(before, name, str(folder.path / "run.json"))
+        manifest.check_played(before, name, str(folder.path / "run.json"))
     for file in folder.mend():
         show.print(f"{file}: its last line was torn, and is mended")
     parts = [*before.get("resumed", []), {"at": now["started"], "ended": before["ended"]}]
@@ -120,9 +144,10 @@ def _recipe(run: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs one."""
     here = {name: run["machine"].get(name) for name in HERE}
     launches = {f"launch of {name}": facts["launch"] for name, facts in run["variants"].items()}
+    works = {f"workload of {name}": facts.get("workload") for name, facts in run["variants"].items()}
     levels = {} if run.get("search") else {"levels": run["levels"]}  # those of a search show as it goes
     told = {name: run.get(name) for name in PLANNED}
-    return {**told, **levels, **here, "variants": sorted(run["variants"]), **launches}
+    return {**told, **levels, **here, "variants": sorted(run["variants"]), **launches, **works}
 
 
 Played = tuple[list[TurnRecord], list[dict[str, Any]]]  # what is on file of it, and what its client felt
@@ -132,7 +157,7 @@ Played = tuple[list[TurnRecord], list[dict[str, Any]]]  # what is on file of it,
 class Job:
     """One run: what is to be done, where it goes, how far it has come."""
 
-    schedule: Schedule
+    variants: Sequence[Variant]
     folder: Folder
     show: Show
     run: dict[str, Any]
@@ -150,20 +175,20 @@ class Job:
         played = self._played() if over else {}
         left = []
         searched = [
-            replace(self.schedule.realistic(name, at), repeat=repeat, requests=ended[name, case, at, repeat])
+            replace(variant.schedule.realistic(name, at), repeat=repeat, requests=ended[name, case, at, repeat])
             for name, case, at, repeat in over
             if (name, case, at, repeat) in ended and name == variant.name
         ]
-        for level in [*searched, *self.schedule.plays(variant.name)]:
+        for level in [*searched, *variant.schedule.plays(variant.name)]:
             doubts = self._doubts(level, *played[level.play, over[level.play]]) if level.play in over else []
             left += [level] if doubts or level.play not in over else []
             if doubts:
                 self.show.print(f"C = {level.concurrency} is played again: {doubts[0]}")
-        return self._searching(variant, left) if self.schedule.search else left
+        return self._searching(variant, left) if variant.schedule.search else left
 
     def _searching(self, variant: Variant, left: list[Level]) -> list[Level]:
         """The bounds wait until the search is over."""
-        again = [replace(one, requests=self.schedule.requests_at(one.concurrency)) for one in left if _sought(one)]
+        again = [replace(one, requests=variant.schedule.requests_at(one.concurrency)) for one in left if _sought(one)]
         return again or self.further(variant) or left
 
     def further(self, variant: Variant) -> list[Level]:
@@ -176,7 +201,7 @@ class Job:
             self.enter([])
             return []
         repeat = len({one.repeat for one in played.get(step.level, [])})
-        level = replace(self.schedule.realistic(variant.name, step.level), repeat=repeat)
+        level = replace(variant.schedule.realistic(variant.name, step.level), repeat=repeat)
         self.why[level.play] = step.why
         return [level]
 
@@ -185,7 +210,7 @@ class Job:
 
     def watch(self, variant: Variant, level: Level) -> Watch | None:
         """Over a level of a search, which may end before all its requests are sent."""
-        if not self.schedule.search or not _sought(level):
+        if not variant.schedule.search or not _sought(level):
             return None
         played = self.sought(variant)
         aim = self.aim(variant, played)
@@ -210,7 +235,7 @@ class Job:
         tokens = self.facts(variant).get("server", {}).get("cache", {}).get("tokens")
         if tokens is None and variant.launch is not None:
             tokens = capacity.expected(variant.launch).tokens
-        known = Foresee(self.schedule, variant.launch, tokens, slo)
+        known = Foresee(variant.schedule, variant.launch, tokens, slo)
         if "prediction" not in told or (not played and told["prediction"]["tokens"] != tokens):
             told["prediction"] = asdict(known.prediction())
             self.show.print(f"{variant.name}, predicted: {Prediction(**told['prediction'])}")
@@ -220,18 +245,18 @@ class Job:
             if told["corrected"]["ceiling"] != said.ceiling:
                 self.show.print(f"The ceiling is expected at {told['corrected']['ceiling']}: the server is "
                                 f"{told['corrected']['how'].removeprefix('simulated, ')}")  # fmt: skip
-        return search.aim_of(self.schedule, slo, Prediction(**told.get("corrected", told["prediction"])))
+        return search.aim_of(variant.schedule, slo, Prediction(**told.get("corrected", told["prediction"])))
 
     def enter(self, pending: Sequence[Level]) -> None:
         """What was played of a search, and is about to be, becomes what was planned: as many requests as ended."""
-        if not self.schedule.search:
+        if not self.run["search"]:
             return
         counts = {**self.journal.requests(), **{one.play: one.requests for one in pending if _sought(one)}}
         levels: dict[tuple[str, int], Level] = {}
         for (name, _, at, _), requests in sorted(counts.items()):
             so_far = levels[name, at].requests if (name, at) in levels else 0
-            levels[name, at] = replace(self.schedule.realistic(name, at), requests=so_far + requests)
-        bounds = [level for name in self.run["variants"] for level in self.schedule.levels(name)]
+            levels[name, at] = Level(name, "realistic", at, 0, so_far + requests)
+        bounds = [level for one in self.variants for level in one.schedule.levels(one.name)]
         self.run["levels"] = [asdict(level) for level in (*levels.values(), *bounds)]
         self.folder.write_manifest(self.run)
 
@@ -247,18 +272,19 @@ class Job:
     def _doubts(self, level: Level, own: list[TurnRecord], pulses: list[dict[str, Any]]) -> list[str]:
         if sum(one.turn > 0 and one.status != "cut" for one in own) != level.requests:
             return ["some of its requests are not on file"]
-        return audit.doubts(Evidence(self.run, level.variant, own, [stats.reduce(own, [], pulses=pulses)]))
+        rows = [stats.reduce(own, [], pulses=pulses)]
+        return audit.doubts(Evidence(manifest.of(self.run, level.variant), level.variant, own, rows))
 
 
 def _sought(level: Level) -> bool:
     return level.case == "realistic"
 
 
-def sweep(schedule: Schedule, variants: Sequence[Variant], folder: Folder, show: Show, run: dict[str, Any]) -> None:
+def sweep(variants: Sequence[Variant], folder: Folder, show: Show, run: dict[str, Any]) -> None:
     """Leaves the records and the manifest; what they mean is for others to say."""
     before = _reached(folder)
     epoch = time.perf_counter() - before
-    job = Job(schedule, folder, show, run, epoch, Journal(folder, load.WallClock(epoch).now))
+    job = Job(variants, folder, show, run, epoch, Journal(folder, load.WallClock(epoch).now))
     folder.write_manifest(run)
     ended = "failed"
     try:
@@ -291,7 +317,7 @@ def _take(job: Job, variant: Variant) -> None:
     while left:
         began = time.perf_counter()
         with variant.start() as target:
-            target = replace(target, control_s=job.schedule.limits.control_s)
+            target = replace(target, control_s=variant.schedule.limits.control_s)
             _welcome(job, variant, target, time.perf_counter() - began)
             try:
                 connection.run(_measure(job, variant, target, left))
@@ -324,7 +350,7 @@ def _welcome(job: Job, variant: Variant, target: server.Endpoint, started_s: flo
 
 async def _measure(job: Job, variant: Variant, target: server.Endpoint, left: list[Level]) -> None:
     """Takes away from `left` what is done."""
-    schedule = job.schedule
+    schedule = variant.schedule
     dialect = await client.probe(
         target.base_url, target.model, target.key, target.vocabulary, schedule.limits.control_s
     )
@@ -347,7 +373,7 @@ async def _measure(job: Job, variant: Variant, target: server.Endpoint, left: li
             None if None in guesses or schedule.search else drift * sum(guess for guess in guesses if guess is not None)
         )
         job.show.level_begins(replace(repeats[0], requests=sum(one.requests for one in repeats)), rest)
-        began, minutes = time.perf_counter(), Minutes(job, target)
+        began, minutes = time.perf_counter(), Minutes(job, target, schedule.processes)
         for level in repeats:
             job.enter([level])
             here = replace(level, attempt=job.journal.begin(level.play))
@@ -363,14 +389,14 @@ async def _measure(job: Job, variant: Variant, target: server.Endpoint, left: li
             drift = (time.perf_counter() - began) / (guesses[0] * len(repeats))
         job.show.level_ended(minutes.row())
         if schedule.search and not left and _sought(repeats[0]):
-            left += job.further(variant) or [one for one in job.schedule.plays(variant.name) if not job.over(one)]
+            left += job.further(variant) or [one for one in schedule.plays(variant.name) if not job.over(one)]
 
 
 class Minutes:
     """What is told while a level is played: on file at once, and nowhere else, for it may last for days."""
 
-    def __init__(self, job: Job, target: server.Endpoint) -> None:
-        self._job, self._target = job, target
+    def __init__(self, job: Job, target: server.Endpoint, processes: int | None) -> None:
+        self._job, self._target, self._processes = job, target, processes
         self._starts = {file: job.folder.size(file) for file in LINES}
         self._level: Level | None = None
         self._playing: asyncio.Task[None] | None = None
@@ -406,7 +432,7 @@ class Minutes:
 
     async def _play(self, part: Part) -> None:
         """Given up where the server is lost."""
-        processes = self._job.schedule.processes or troupe.needed(part.level.concurrency)
+        processes = self._processes or troupe.needed(part.level.concurrency)
         self._playing = asyncio.create_task(troupe.play(part, processes, self._ended, self._felt))
         try:
             await self._playing

@@ -51,10 +51,10 @@ def slug(text: str) -> str:
 def digests(folder: str, name: str, suffix: str = ".toml") -> set[str]:
     """Of the shipped files of that name."""
     files = [home / f"{name}{suffix}" for home in _homes(folder) if "/" not in name]
-    return {_digest(file.read_bytes()) for file in files if file.is_file()}
+    return {digest(file.read_bytes()) for file in files if file.is_file()}
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -65,7 +65,7 @@ def read(path: Path, into: type[T]) -> tuple[T, str]:
         table = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise BenchError(f"{path}: not a TOML file: {error}") from None
-    return convert(table, into, str(path)), _digest(data)
+    return convert(table, into, str(path)), digest(data)
 
 
 def convert(value: Any, into: Any, where: str) -> Any:

@@ -1,36 +1,60 @@
-"""Several servers in one run: every combination of what is varied, each by a name that tells it apart."""
+"""Several servers or workloads in one run: every combination of what is varied, by a name that tells it apart."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench import bounded, secret
+from bench import bounded, secret, workload
 from bench.errors import BenchError
 from bench.recipe import Launch, topic
+from bench.workload import Workload
 
 OWN = {"kv-cache-dtype": "kv", "tensor-parallel-size": "tp", "enable-prefix-caching": "prefix-caching"}  # by our names
 NAME = "_benchmark_name"  # vLLM's own
+WORKLOAD = "workload"  # of which each key can be varied, too: workload.session.turns
 
 
-def vary(base: Launch, axes: tuple[str, ...], params: Path | None = None) -> dict[str, Launch]:
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Of the grid: one server, and what the agents do on it."""
+
+    launch: Launch
+    workload: Workload
+
+
+def vary(base: Cell, axes: tuple[str, ...], params: Path | None = None) -> dict[str, Cell]:
     """Every combination of `WHAT=A,B` texts with the records of a file as vLLM's own sweeps take it."""
-    made = _recorded(base, params) if params else {base.kv: base}
+    made = {base.launch.kv: base.launch} if params is None else _recorded(base.launch, params)
+    cells = {name: replace(base, launch=launch) for name, launch in made.items()}
     for at, text in enumerate(axes, params is not None):
         what, _, values = text.partition("=")
-        what = what.lstrip("-").replace("_", "-")
+        what = what.lstrip("-")
         if not what or not all(values.split(",")):
             raise BenchError(f"--vary {text!r} is not WHAT=A,B", "for example --vary kv=fp16,fp8,tq4")
-        if what in {topic(word) for word in base.extra}:
+        if what.replace("_", "-") in {topic(word) for word in base.launch.extra}:
             raise BenchError(f"--vary {what} and --{what} after -- say different things", "leave one of them out")
-        made = {
-            ", ".join(filter(None, (name if at else "", value if what == "kv" else f"{what}={value}"))): _with(
-                one, what, value
-            )
-            for name, one in made.items()
+        cells = {
+            ", ".join(filter(None, (name if at else "", _said(what, value)))): _changed(cell, what, value)
+            for name, cell in cells.items()
             for value in values.split(",")
         }
-    return made
+    return cells
+
+
+def _said(what: str, value: str) -> str:
+    if what == WORKLOAD:
+        return Path(value).stem
+    return value if what == "kv" else f"{what.removeprefix(f'{WORKLOAD}.')}={value}"
+
+
+def _changed(cell: Cell, what: str, value: str) -> Cell:
+    if what == WORKLOAD:
+        return replace(cell, workload=workload.load(value))
+    if what.startswith(f"{WORKLOAD}."):
+        keys = what.replace("-", "_").split(".")[1:]
+        return replace(cell, workload=workload.changed(cell.workload, keys, value))
+    return replace(cell, launch=_with(cell.launch, what.replace("_", "-"), value))
 
 
 def _with(launch: Launch, what: str, value: str) -> Launch:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # --help must not wait for numpy
     from bench.recipe import Launch
     from bench.schedule import Schedule
     from bench.server import Endpoint
+    from bench.vary import Cell
 
 MOST_SESSIONS = 100_000
 MOST_REQUESTS = 1_000_000_000  # of a level
@@ -34,14 +35,16 @@ def is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) != ParameterSource.DEFAULT
 
 
+ENDPOINT = "endpoint"  # the one variant of a server that someone else runs
 Launches = dict[str, "Launch"]
+Schedules = dict[str, "Schedule"]
 OF_A_SERVER = {"gpu": "--gpu", "kv": "--kv", "tp": "--tp", "prefix_caching": "--prefix-caching", "vary": "--vary",
                "serve_params": "--serve-params", "vllm_command": "--vllm", "extra": "flags after --"}  # fmt: skip
 
 
-def launches(given: dict[str, Any]) -> Launches:
-    """Every server to be started, by the name of its variant; none where one is running already."""
-    from bench import model, recipe, vary
+def grid(given: dict[str, Any]) -> "dict[str, Cell]":
+    """Every server to be started and what is played on it, by the name of the variant; none where one is running."""
+    from bench import model, recipe, vary, workload
 
     if given["endpoint"]:
         context = click.get_current_context()
@@ -57,10 +60,12 @@ def launches(given: dict[str, Any]) -> Launches:
     base = recipe.launch(
         given["gpu"], given["kv"], given["model"], given["tp"], given["prefix_caching"], given["extra"]
     )
-    launches = vary.vary(base, given["vary"], given["serve_params"])
-    for launch in launches.values():
-        model.check(launch.model)
-    return launches
+    work = workload.load(given["workload_name"])
+    cells = vary.vary(vary.Cell(base, work), given["vary"], given["serve_params"])
+    for cell in cells.values():
+        model.check(cell.launch.model)
+        workload.fits(cell.workload, cell.launch.context)
+    return cells
 
 
 def warn_of_exposure(launches: Launches, terminal: "Terminal") -> None:
@@ -112,24 +117,23 @@ def limits(given: dict[str, Any]) -> "Limits":
 OF_A_SCHEDULE = ("max_c", "bounds", "miss_rates", "requests", "repeats", "seed", "limits", "processes")
 
 
-def schedule(given: dict[str, Any], launches: Launches, endpoint: "Endpoint | None") -> "Schedule":
+def schedules(given: dict[str, Any], grid: "dict[str, Cell]", endpoint: "Endpoint | None") -> Schedules:
+    """Of each variant."""
     from bench import capacity, official, schedule, workload
 
-    work = workload.load(given["workload_name"])
-    for launch in launches.values():
-        workload.fits(work, launch.context)
-    tokens = [capacity.expected(launch).tokens for launch in launches.values()]
+    works = {name: cell.workload for name, cell in grid.items()} or {ENDPOINT: workload.load(given["workload_name"])}
+    tokens = {name: capacity.expected(cell.launch).tokens for name, cell in grid.items()}
+    tokens |= {ENDPOINT: endpoint.cache.tokens} if endpoint else {}
     if sdk := given["client"] == "openai":
         official.check()
     asked = {name: given[name] for name in OF_A_SCHEDULE}
-    return schedule.draw_up(
-        work,
-        [endpoint.cache.tokens] if endpoint else tokens,
-        _levels(given["levels"], given["max_c"]),
-        **(_of_a_search(given, asked) if given["search"] else asked),
-        sdk=sdk,
-        search=given["search"],
-    )
+    asked = _of_a_search(given, asked) if given["search"] else asked
+    levels, more = _levels(given["levels"], given["max_c"]), {"sdk": sdk, "search": given["search"]}
+    fits = [
+        None if size is None else capacity.sessions_that_fit(size, works[name], given["seed"])
+        for name, size in tokens.items()
+    ]
+    return {name: schedule.draw_up(work, fits, levels, **asked, **more) for name, work in works.items()}
 
 
 def _of_a_search(given: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench import inert
+from bench import inert, manifest
 from bench.stats import AT_LEAST, PERCENTILES, LevelRow, more_sessions, rate, seconds
 
 TTFT = [f"ttft_{name}_s" for name in PERCENTILES]
@@ -13,7 +13,8 @@ TTFT = [f"ttft_{name}_s" for name in PERCENTILES]
 def title(run: dict[str, Any]) -> str:
     first = next(iter(run["variants"].values()))
     where = first["launch"]["name"] if first["launch"] else first.get("server", {}).get("base_url", "endpoint")
-    return plain(f"{run['workload']['name']} on {where}, {', '.join(run['variants'])}")
+    works = ", ".join(work["name"] for work in manifest.workloads(run))
+    return plain(f"{works} on {where}, {', '.join(run['variants'])}")
 
 
 def plain(text: str) -> str:
@@ -205,9 +206,8 @@ def conditions(run: dict[str, Any]) -> list[str]:
     texts.append(
         f"{machine['cpu']}, {machine['cores']} cores, {cards}, {machine['system']}, Python {machine['python']}"
     )
-    texts.append(
-        f"workload {run['workload']['name']} ({run['workload']['digest']}): {run['workload']['file']['summary']}"
-    )
+    works = manifest.workloads(run)
+    texts += [f"workload {work['name']} ({work['digest']}): {work['file']['summary']}" for work in works]
     for name, facts in run["variants"].items():
         told, expected = facts.get("server"), facts.get("capacity")
         if told:

@@ -1,8 +1,10 @@
 """What the agents do: a TOML file and a seed become sessions, a session becomes turns."""
 
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -269,10 +271,31 @@ class Content:
 def load(name: str) -> Workload:
     path = tables.find("workloads", name)
     file, digest = tables.read(path, WorkloadFile)
-    workload = Workload(Path(path).stem, file, digest)
+    return _readable(Workload(Path(path).stem, file, digest), str(path))
+
+
+def _readable(workload: Workload, where: str) -> Workload:
     if (longest := workload.longest_context()) > MOST_TOKENS:
-        raise BenchError(f"{path}: a session grows to {longest:,} tokens, which no model reads")
+        raise BenchError(f"{where}: a session grows to {longest:,} tokens, which no model reads")
     return workload
+
+
+def changed(base: Workload, keys: Sequence[str], value: str) -> Workload:
+    """With one key of its file set, as `value` would be written there; a word needs no quotes here."""
+    name = f"{base.name} with {'.'.join(keys)}={value}"
+    try:
+        told: Any = tomllib.loads(f"value = {value}")["value"]
+    except ValueError:
+        told = value
+    file: dict[str, Any] = asdict(base.file)
+    place = file
+    for key in keys[:-1]:
+        place = place.setdefault(key, {})
+        if not isinstance(place, dict):
+            raise BenchError(f"workload {name}: {key} has no keys of its own")
+    place[keys[-1]] = told
+    made: WorkloadFile = tables.convert(file, WorkloadFile, f"workload {name}")
+    return _readable(Workload(name, made, tables.digest(json.dumps(file, sort_keys=True).encode())), name)
 
 
 def fits(workload: Workload, context: int) -> None:

@@ -53,6 +53,19 @@ def test_several_precisions_stand_beside_each_other(at: Path) -> None:  # noqa: 
     assert knees == {"fp16 (simulated)": [6, 7], "fp8 (simulated)": None}
 
 
+def test_each_workload_of_a_grid_is_told_by_its_own_sizes(at: Path) -> None:  # noqa: F811
+    varied = ("--vary", "workload.session.turns=6,20", "--levels", "12,14", "--no-bounds", "--out", "run")
+    ran = bench("plan", "--gpu", "l4", *varied, "--json")
+    found = {name: one["predicted_knee"] for name, one in json.loads(ran.stdout)["verdict"]["variants"].items()}
+    short, long = found.values()
+    assert [*found] == ["session.turns=6 (simulated)", "session.turns=20 (simulated)"]
+    assert (round(short, 1), round(long, 1)) == (25.9, 7.8)
+    told = bench("report", "run").stdout
+    assert told.startswith("coding-agent with session.turns=6, coding-agent with session.turns=20 on l4")
+    dry = bench("sweep", "--gpu", "l4", *varied[:-2], "--vllm", "none", "--dry-run")
+    assert dry.stdout.count("sessions fit") == 2
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

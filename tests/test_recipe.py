@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import recipe, tables, vary
+from bench import recipe, tables, vary, workload
 from bench.errors import BenchError
 from bench.recipe import Launch
+from bench.vary import Cell
 
 
 def launch(gpu: str = "l4", kv: str = "fp8", **chosen: object) -> Launch:
@@ -85,8 +86,14 @@ def test_every_card_says_where_each_figure_comes_from() -> None:
             assert {"fp16", "fp8", "tq4"} <= set(file.kv)
 
 
+def varied(base: Launch, axes: tuple[str, ...], file: Path | None = None) -> dict[str, Launch]:
+    cells = vary.vary(Cell(base, workload.load("coding-agent")), axes, file)
+    assert {cell.workload.name for cell in cells.values()} == {"coding-agent"}
+    return {name: cell.launch for name, cell in cells.items()}
+
+
 def test_vary_makes_every_combination_by_name() -> None:
-    made = vary.vary(launch(), ("kv=fp16,fp8", "max-num-seqs=4,64", "enable-chunked-prefill=off"))
+    made = varied(launch(), ("kv=fp16,fp8", "max-num-seqs=4,64", "enable-chunked-prefill=off"))
     assert set(made) == {
         f"{kv}, max-num-seqs={seqs}, enable-chunked-prefill=off" for kv in ("fp16", "fp8") for seqs in ("4", "64")
     }
@@ -94,8 +101,35 @@ def test_vary_makes_every_combination_by_name() -> None:
     assert one[one.index("--kv-cache-dtype") + 1] == "auto"
     assert one.count("--max-num-seqs") == 1
     assert "--no-enable-chunked-prefill" in one
-    assert list(vary.vary(launch(), ())) == ["fp8"]
-    assert vary.vary(launch(), ("tp=1,2",))["tp=2"].tp == 2
+    assert list(varied(launch(), ())) == ["fp8"]
+    assert varied(launch(), ("tp=1,2",))["tp=2"].tp == 2
+
+
+def test_what_the_agents_do_can_be_varied_like_the_server() -> None:
+    axes = ("workload=coding-agent,steady-agents", "workload.session.output-tokens=50,100", "kv=fp16,fp8")
+    made = vary.vary(Cell(launch(), workload.load("coding-agent")), axes)
+    assert len(made) == 8
+    cell = made["steady-agents, session.output-tokens=50, fp16"]
+    assert (cell.launch.kv, cell.workload.file.session.output_tokens) == ("fp16", 50)
+    assert cell.workload.name == "steady-agents with session.output_tokens=50"
+    assert len({cell.workload.digest for cell in made.values()}) == 4
+    (spread,) = vary.vary(Cell(launch(), workload.load("coding-agent")), ("workload.arrivals.start=spread",)).values()
+    assert spread.workload.file.arrivals.start == "spread"
+
+
+@pytest.mark.parametrize(
+    ("axis", "says"),
+    [
+        ("workload=nothing", "no file workloads/nothing.toml"),
+        ("workload.turns=6", "unknown key 'turns'"),
+        ("workload.session.turns=many", "should be"),
+        ("workload.summary.turns=6", "summary has no keys of its own"),
+        ("workload.session.turns=0", "at least one turn"),
+    ],
+)
+def test_a_workload_that_is_none_is_refused(axis: str, says: str) -> None:
+    with pytest.raises(BenchError, match=says):
+        vary.vary(Cell(launch(), workload.load("coding-agent")), (axis,))
 
 
 SAME = {
@@ -108,11 +142,11 @@ SAME = {
 def test_vllms_own_records_of_flags_are_servers_too(tmp_path: Path, form: object) -> None:
     file = tmp_path / "serve.json"
     file.write_text(json.dumps(form))
-    made = vary.vary(launch(), (), file)
+    made = varied(launch(), (), file)
     assert made["a"].flag("--max-num-seqs") == "4"
     assert not made["a"].prefix_caching
     assert (made["b"].precision.dtype, made["b"].tp) == ("auto", 2)
-    crossed = vary.vary(launch(), ("block-size=16,32",), file)
+    crossed = varied(launch(), ("block-size=16,32",), file)
     assert list(crossed) == ["a, block-size=16", "a, block-size=32", "b, block-size=16", "b, block-size=32"]
 
 
@@ -131,5 +165,5 @@ def test_records_that_are_none_are_refused(tmp_path: Path, form: object, says: s
     file = tmp_path / "serve.json"
     file.write_text(json.dumps(form))
     with pytest.raises(BenchError, match=says) as caught:
-        vary.vary(launch(extra=("--max-model-len", "4096")), (), file)
+        varied(launch(extra=("--max-model-len", "4096")), (), file)
     assert "CANARY" not in str(caught.value)
