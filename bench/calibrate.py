@@ -5,20 +5,21 @@ apart stays near where it began.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bench import capacity, foresight, manifest, stats, tables
+from bench import capacity, foresight, knee, manifest, stats, tables
 from bench.errors import BenchError
 from bench.foresight import Simulated
 from bench.load import Level
 from bench.recipe import Launch
 from bench.records import Folder
-from bench.speed import Speed
+from bench.speed import CONSTANTS, Speed
 from bench.stats import LevelRow
 from bench.workload import Workload
 
@@ -29,7 +30,7 @@ NEAR = 0.03  # how strongly a constant is held where it began
 APART = 0.05  # of a logarithm, to see what a constant does
 WIDEST = 1.5  # of a logarithm, in one round
 COMPARED = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "req_per_s")
-CONSTANTS = tuple(field.name for field in fields(Speed) if field.name != "source")
+NINE_IN_TEN = 0.9
 Numbers = npt.NDArray[np.float64]
 
 
@@ -91,7 +92,7 @@ def _begin(launch: Launch) -> Speed:
 
 def toml(fitted: Speed, source: str) -> str:
     """For a launch file."""
-    lines = [f"{name} = {getattr(fitted, name):.3g}" for name in CONSTANTS]
+    lines = [f"{name} = {getattr(fitted, name):.3g}" for name in (*CONSTANTS, "below", "past")]
     return "\n".join(["[speed]", f"source = {json.dumps(source)}", *lines])
 
 
@@ -147,7 +148,29 @@ def fit(cases: Sequence[Case], say: Callable[[str], None]) -> Fit:
             damping *= 5
         if float(now @ now) > was * (1 - ENOUGH):
             break
-    return Fit(speed(at), tuple(compared(_with(case, speed(at))) for case in cases))
+    errors = tuple(compared(_with(case, speed(at))) for case in cases)
+    below, past = (_within(cases, errors, past) for past in (False, True))
+    return Fit(replace(speed(at), below=below, past=past), errors)
+
+
+def _within(cases: Sequence[Case], errors: Sequence[dict[Level, dict[str, float]]], past: bool) -> float:
+    """The factor that nine in ten of them are within, on that side of the knee; without any, that of a data sheet."""
+    of = [
+        abs(math.log1p(error))
+        for case, found in zip(cases, errors, strict=True)
+        for level, row in found.items()
+        if is_past(case, level) == past
+        for error in row.values()
+    ]
+    return math.exp(float(np.quantile(of, NINE_IN_TEN))) if of else UNKNOWN.past
+
+
+def is_past(case: Case, level: Level) -> bool:
+    rows = sorted(
+        (row for one, row in case.measured.items() if one.case == "realistic"), key=lambda row: row.concurrency
+    )
+    found = knee.knee(rows)
+    return level.case == "realistic" and (level.concurrency >= found.hi if found else knee.from_the_start(rows))
 
 
 def _with(case: Case, speed: Speed) -> Case:

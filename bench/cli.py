@@ -444,6 +444,7 @@ def _plan(given: dict[str, Any], fitted: "Speed | None", terminal: "Terminal") -
         terminal.say(f"simulating {level.variant}, {level.case}, C = {level.concurrency}")
     terminal.say("")
     done = conclusion.conclude(folder)
+    planner.add_outlook(done, schedules)
     paper.write(folder, done)
     _tell(json.dumps(done.run, indent=2) if given["as_json"] else paper.closing(done, folder))
     if not given["as_json"]:

@@ -28,6 +28,12 @@ def bracket(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(shape.positive, value))
 
 
+def interval(value: object) -> bool:
+    return value is None or (
+        isinstance(value, list) and len(value) == 2 and all(shape.holds(one, float) for one in value)
+    )
+
+
 def history(value: object) -> bool:
     """Of settings: the first are those with which the run began."""
     return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
@@ -62,6 +68,13 @@ SERVER = {
     "command": (str, None),
     "cache": {"tokens": (int, None), "block_size": (int, None)},
 }
+OUTLOOK = {
+    "cliff_s": float,
+    "usd_per_1000_tasks": (float, None),
+    "levers": [{"what": str, "sessions": (float, None), "price_usd_h": (float, None)}],
+    "bands": [{"concurrency": shape.positive, **dict.fromkeys(("ttft_p50_s", "ttft_p99_s", "req_per_s"), interval)}],
+    "source": str,
+}
 PREDICTION = {"knee": int, "ceiling": int, "how": str, "tokens": (int, None)}
 RUN = {
     "started": moment,
@@ -94,6 +107,7 @@ RUN = {
             "capacity?": (None, CAPACITY),
             "settings?": history,
             "dialect?": {"name": str},
+            "outlook?": OUTLOOK,
             "search?": {"prediction?": PREDICTION, "corrected?": PREDICTION, "over?": (str, None)},
         }
     },

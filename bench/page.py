@@ -7,13 +7,19 @@ from typing import Any
 from bench import table, tables, words
 from bench.hypertext import Column, cell, command, document, legend, sortable
 from bench.sample import floor
-from bench.stats import METRICS, NO_PERCENTILES, PERCENTILES, LevelRow, more_sessions, seconds, share, show
+from bench.stats import METRICS, NO_PERCENTILES, PERCENTILES, LevelRow, more_sessions, rate, seconds, share, show
 from bench.svg import clean, tag
 
 # What a verdict of an older version did not say.
 UNSAID = ("knee", "knee_confidence", "ceiling", "ceiling_confidence", "highest", "cause", "binding", "shares",
           "compared", "worst_case", "prediction", "luck", "cache_worth", "sdk")  # fmt: skip
 LEVEL = Column("C", "sessions at once", "")
+BANDS = (LEVEL, Column("TTFT p50", "", None), Column("TTFT p99", "", None), Column("req/s", "", None))
+LEVERS = (
+    Column("changed alone"),
+    Column("sessions", "that fit, all at their deepest", ""),
+    Column("$ an hour", "", ""),
+)
 OUTCOMES = {"ok": "answered", "failed": "failed", "truncated": "truncated", "timeout": "given up", "cut": "cut by us",
             "never_sent": "never sent"}  # fmt: skip
 SIGNS = {True: ("✓", "passed"), False: ("✗", "failed"), None: ("?", "not known")}
@@ -31,6 +37,7 @@ def page(run: Run, rows: Sequence[LevelRow], figures: Mapping[str, str]) -> str:
                                   *_pictures(run, figures, "timeline", "server")])),
         "predicted": ("Predicted and observed", "".join([*_predictions(run),
                                                          *_pictures(run, figures, "memory", "precisions")])),
+        "outlook": ("What would move it", "".join(_outlooks(run))),
         "worth": ("What the cache is worth", "".join(_pictures(run, figures, "band"))),
         "conditions": ("To repeat it", "".join(_conditions(run))),
         "checks": ("Checks", "".join(_checks(run))),
@@ -257,6 +264,31 @@ def _predictions(run: Run) -> Iterator[str]:
             }
             told = [tag("dt", head) + tag("dd", clean(text)) for head, text in lines.items()]
             yield tag("div", _of(run, name), tag("dl", *told), data_variant=name)
+
+
+def _outlooks(run: Run) -> Iterator[str]:
+    """Of a simulated run."""
+    for name, verdict in run["verdict"]["variants"].items():
+        if told := run["variants"][name].get("outlook"):
+            said = [words.cliff(told)] + ([words.price(told, verdict)] if told["usd_per_1000_tasks"] else [])
+            bands = sortable("Expected of a real run", BANDS, [_band(band) for band in told["bands"]])
+            levers = sortable("What would move the knee", LEVERS, [_lever(lever) for lever in told["levers"]])
+            inner = [*(tag("p", clean(text)) for text in said), levers, tag("p", clean(words.banded(told))), bands]
+            yield tag("div", _of(run, name), *inner, data_variant=name)
+
+
+def _band(band: Mapping[str, Any]) -> str:
+    first = tag("th", str(band["concurrency"]), scope="row", data_value=band["concurrency"])
+    told = {"ttft_p50_s": seconds, "ttft_p99_s": seconds, "req_per_s": rate}
+    cells = [cell(words.band(band[name], form), (band[name] or [None])[0]) for name, form in told.items()]
+    return tag("tr", first, *cells, data_level=band["concurrency"])
+
+
+def _lever(lever: Mapping[str, Any]) -> str:
+    fits, usd_h = lever["sessions"], lever["price_usd_h"]
+    cells = [cell("does not fit" if fits is None else f"{fits:.1f}", fits),
+             cell("-" if usd_h is None else f"{usd_h:,.2f}", usd_h)]  # fmt: skip
+    return tag("tr", tag("th", clean(lever["what"]), scope="row", class_="text"), *cells)
 
 
 def _error(sessions: float | None) -> str:

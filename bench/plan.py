@@ -6,10 +6,10 @@ are made by the same code. Sizing asks the same of each machine there is a file 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from bench import capacity, catalogue, foresight, knee, recipe, sweep, tables
+from bench import capacity, catalogue, foresight, knee, recipe, stats, sweep, tables, words
 from bench.conclusion import Conclusion
 from bench.errors import BenchError
 from bench.foresight import Simulated
@@ -18,6 +18,7 @@ from bench.load import Level
 from bench.recipe import Launch
 from bench.records import Folder
 from bench.schedule import Schedule
+from bench.speed import Speed
 from bench.stats import LevelRow
 from bench.workload import Workload
 
@@ -148,6 +149,41 @@ def cliff_s(server: Simulated, workload: Workload, seed: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a planner asks besides the table."""
+
+    cliff_s: float
+    usd_per_1000_tasks: float | None  # at the ceiling
+    levers: tuple[Lever, ...]  # the strongest first
+    bands: tuple[dict[str, Any], ...]  # of each level: between what and what a real run is expected
+    source: str  # of the constants
+
+
+BANDED = ("ttft_p50_s", "ttft_p99_s", "req_per_s")
+
+
+def outlook(done: Conclusion, server: Simulated, schedule: Schedule) -> Outlook:
+    verdict, workload, seed = done.run["verdict"]["variants"][server.name], schedule.workload, schedule.seed
+    rows = [row for row in done.rows if (row.variant, row.case) == (server.name, "realistic")]
+    top = next((row.req_per_s for row in rows if row.concurrency == verdict["ceiling"]), None)
+    return Outlook(
+        cliff_s(server, workload, seed),
+        catalogue.price(_usd_h(server.launch), top, workload.typical(seed).turns),
+        tuple(sorted(levers(server, workload, seed), key=lambda one: -(one.sessions or 0))),
+        tuple(_band(row, server.speed, verdict["knee"]) for row in rows),
+        server.speed.source,
+    )
+
+
+def _band(row: LevelRow, speed: Speed, knee_at: list[int] | None) -> dict[str, Any]:
+    past = knee_at is not None and row.concurrency >= knee_at[1]
+    factor = speed.past if past else speed.below
+    told = {name: getattr(row, name) for name in BANDED}
+    bands = {name: [value / factor, value * factor] for name, value in told.items() if value and math.isfinite(value)}
+    return {"concurrency": row.concurrency, **dict.fromkeys(BANDED), **bands}
+
+
+@dataclass(frozen=True, slots=True)
 class Fleet:
     """So many replicas of one server, for so many agents."""
 
@@ -208,34 +244,36 @@ def best(server: Simulated, slo: Slo, workload: Workload, seed: int, most: int) 
     return found
 
 
+def add_outlook(done: Conclusion, schedules: Schedules) -> None:
+    """To the run, so that its report tells it too."""
+    for server, schedule in schedules:
+        done.run["variants"][server.name]["outlook"] = asdict(outlook(done, server, schedule))
+
+
 def summary(done: Conclusion, schedules: Schedules) -> list[str]:
-    """What a planner asks besides the table."""
+    """For the screen, below the table."""
     lines = []
     for server, schedule in schedules:
-        workload, seed = schedule.workload, schedule.seed
-        lines += ["", f"{server.name}: from memory to sessions", *waterfall(server, workload, seed)]
-        height = cliff_s(server, workload, seed)
-        lines.append(
-            f"Past the knee a request may wait about {height:.1f} s: as long as it takes to fill the cache anew."
-        )
-        verdict = done.run["verdict"]["variants"][server.name]
-        row = next((one for one in done.rows if _is(one, server.name, verdict["ceiling"])), None)
-        price = catalogue.price(_usd_h(server.launch), row.req_per_s if row else None, workload.typical(seed).turns)
-        if price is not None:
-            lines.append(f"At the ceiling of {verdict['ceiling']} sessions a thousand tasks cost ${price:,.2f}.")
-        lines += ["", "What would move the knee:", *_moves(server, workload, seed)]
+        told, verdict = done.run["variants"][server.name]["outlook"], done.run["verdict"]["variants"][server.name]
+        lines += ["", f"{server.name}: from memory to sessions", *waterfall(server, schedule.workload, schedule.seed)]
+        lines.append(words.cliff(told))
+        if told["usd_per_1000_tasks"] is not None:
+            lines.append(words.price(told, verdict))
+        heads = f"{'C':>5}  {'TTFT p50':>19}  {'TTFT p99':>19}  {'req/s':>14}"
+        lines += ["", words.banded(told), heads, *map(_banded, told["bands"])]
+        lines += ["", "What would move the knee:", *map(_move, told["levers"])]
     return lines
 
 
-def _is(row: LevelRow, variant: str, level: int | None) -> bool:
-    return (row.variant, row.case, row.concurrency) == (variant, "realistic", level)
+def _banded(band: dict[str, Any]) -> str:
+    times = [words.band(band[name]).rjust(19) for name in BANDED[:2]]
+    return f"{band['concurrency']:5}  {'  '.join(times)}  {words.band(band['req_per_s'], stats.rate):>14}"
 
 
-def _moves(server: Simulated, workload: Workload, seed: int) -> Iterator[str]:
-    for lever in sorted(levers(server, workload, seed), key=lambda one: -(one.sessions or 0)):
-        fits = "does not fit" if lever.sessions is None else f"{lever.sessions:6.1f} sessions"
-        price = "" if lever.price_usd_h is None else f"   ${lever.price_usd_h:,.2f} an hour"
-        yield f"  {lever.what:32} {fits:>15}{price}"
+def _move(lever: dict[str, Any]) -> str:
+    fits = "does not fit" if lever["sessions"] is None else f"{lever['sessions']:6.1f} sessions"
+    price = "" if lever["price_usd_h"] is None else f"   ${lever['price_usd_h']:,.2f} an hour"
+    return f"  {lever['what']:32} {fits:>15}{price}"
 
 
 def fleets(found: Sequence[Fleet], agents: int, slo: knee.Slo) -> list[str]:

@@ -12,7 +12,7 @@ The rule, in the words a user reads (README, "A search instead of a sweep"):
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from bench import capacity, foresight, knee, sample, stats
 from bench.errors import BenchError
@@ -375,8 +375,7 @@ def _lasted(records: Turns) -> float:
 
 
 def _paced(server: Simulated, slower: float) -> Simulated:
-    times = {name: value * slower for name, value in asdict(server.speed).items() if name != "source"}
-    return replace(server, speed=replace(server.speed, **times))
+    return replace(server, speed=server.speed.slower(slower))
 
 
 def aim_of(schedule: Schedule, slo: Slo, prediction: Prediction, plays: int | None = None) -> Aim:

@@ -1,6 +1,6 @@
 """How long a step of the engine takes: what it computes, what it reads, and what each part costs besides."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +15,17 @@ class Speed:
     sequence_s: float  # a sequence in a step: sampling, telling
     request_s: float  # a request on its way in and out, by the one process that takes it
     said_s: float  # a token of its prompt on that way
+    below: float = 2.0  # nine in ten of its predictions were right within this factor, below the knee
+    past: float = 2.0  # and past it
     source: str = ""
 
     def step(self, tokens: int, attended: float, read: int, sequences: int) -> float:
         """`attended`: pairs of a prompt's token and one before it; `read`: tokens before those that are decoded."""
         compute = max(self.weights_s, tokens * self.token_s)
         return self.step_s + compute + attended * self.attend_s + read * self.read_s + sequences * self.sequence_s
+
+    def slower(self, times: float) -> "Speed":
+        return replace(self, **{name: getattr(self, name) * times for name in CONSTANTS})
+
+
+CONSTANTS = tuple(field.name for field in fields(Speed) if field.name not in ("below", "past", "source"))

@@ -1,7 +1,7 @@
 """The verdict in sentences, and the conditions under which it holds: what every kind of report says."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench import inert, manifest
@@ -218,3 +218,21 @@ def conditions(run: dict[str, Any]) -> list[str]:
             texts.append(f"{name}: vLLM {told['version']}, KV cache {reported}{sum_of}, prompts as {taken}")
             texts.append(f"{name}: `{told['command'] or told['base_url']}`")
     return [plain(text) for text in texts]
+
+
+def cliff(outlook: Mapping[str, Any]) -> str:
+    height = f"{outlook['cliff_s']:.1f} s"
+    return f"Past the knee a request may wait about {height}: as long as it takes to fill the cache anew."
+
+
+def price(outlook: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
+    cost = f"${outlook['usd_per_1000_tasks']:,.2f}"
+    return f"At the ceiling of {verdict['ceiling']} sessions a thousand tasks cost {cost}."
+
+
+def banded(outlook: Mapping[str, Any]) -> str:
+    return plain(f"Expected of a real run, nine times in ten; constants: {outlook['source']}.")
+
+
+def band(found: Sequence[float] | None, told: Callable[[float], str] = seconds) -> str:
+    return "-" if found is None else f"{told(found[0])} to {told(found[1])}"

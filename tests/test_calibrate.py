@@ -25,6 +25,8 @@ def test_a_machine_that_behaves_as_the_model_is_found_again_from_a_wrong_beginni
     fit = calibrate.fit([Case(begun, work, 0, measured)], lambda _: None)
     assert max(abs(error) for row in before.values() for error in row.values()) > 0.3
     assert fit.typical < 0.02
+    assert fit.speed.below < 1.05
+    assert fit.speed.past == TRUE.past, "it was not seen past the knee"
     assert fit.speed.step(1, 0, 16_000, 1) == pytest.approx(TRUE.step(1, 0, 16_000, 1), rel=0.05)
 
 

@@ -45,6 +45,14 @@ def test_memory_levers_and_price_are_told(at: Path) -> None:  # noqa: F811
     assert "--kv fp16 6.1 sessions $1.32 an hour" in " ".join(moves.split())
     assert moves.index("--gpu h200") < moves.index("--gpu h100") < moves.index("--kv tq4") < moves.index("--kv fp16")
     assert "a thousand tasks cost $" in told
+    bands = told[told.index("Expected of a real run") : told.index("What would move")].splitlines()
+    assert "the data sheet of NVIDIA L4" in bands[0]
+    assert [line.split()[0] for line in bands[1:] if line] == ["C", "1", "4"]
+    page = (at / "run" / "report.html").read_text()
+    assert "What would move it" in page
+    assert "--gpu h200" in page
+    bench("report", "run")
+    assert (at / "run" / "report.html").read_text() == page
 
 
 def test_several_precisions_stand_beside_each_other(at: Path) -> None:  # noqa: F811
