@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench import table, tables, words
-from bench.hypertext import Column, cell, command, document, legend, sortable
+from bench.hypertext import Column, cell, command, document, legend, sortable, worded
 from bench.sample import floor
 from bench.stats import METRICS, NO_PERCENTILES, PERCENTILES, LevelRow, more_sessions, rate, seconds, share, show
 from bench.svg import clean, tag
@@ -14,7 +14,7 @@ from bench.svg import clean, tag
 UNSAID = ("knee", "knee_confidence", "ceiling", "ceiling_confidence", "highest", "cause", "binding", "shares",
           "compared", "worst_case", "prediction", "luck", "cache_worth", "sdk")  # fmt: skip
 LEVEL = Column("C", "sessions at once", "")
-BANDS = (LEVEL, Column("TTFT p50", "", None), Column("TTFT p99", "", None), Column("req/s", "", None))
+BANDS = (LEVEL, Column("TTFT p50"), Column("TTFT p99"), Column("req/s"))
 LEVERS = (
     Column("changed alone"),
     Column("sessions", "that fit, all at their deepest", ""),
@@ -280,7 +280,7 @@ def _outlooks(run: Run) -> Iterator[str]:
 def _band(band: Mapping[str, Any]) -> str:
     first = tag("th", str(band["concurrency"]), scope="row", data_value=band["concurrency"])
     told = {"ttft_p50_s": seconds, "ttft_p99_s": seconds, "req_per_s": rate}
-    cells = [cell(words.band(band[name], form), (band[name] or [None])[0]) for name, form in told.items()]
+    cells = [worded(words.band(band[name], form), (band[name] or [None])[0]) for name, form in told.items()]
     return tag("tr", first, *cells, data_level=band["concurrency"])
 
 
