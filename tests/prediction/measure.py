@@ -1,27 +1,32 @@
-"""`make prediction`: how far is the simulator from a real vLLM, on settings that its constants were not fitted to?
+"""`make prediction`: how far is the simulator from a real vLLM, on settings that its constants were not fitted to? And
+what does a search cost that begins with what it says, beside the sweep of all levels?
 
-python -m tests.prediction.measure RUNS: sweeps on the CPU engine what is not in the folder RUNS yet, fits the constants
-to the settings named for it, and prints predicted and measured side by side, with the error. Half an hour, once.
+python -m tests.prediction.measure RUNS: plays on the CPU engine what is not in the folder RUNS yet, fits the constants
+to the settings named for it, and prints predicted and measured side by side. Three quarters of an hour, once, on a
+machine that has nothing else to do: a level at which the client was late is left out.
 """
 
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bench import calibrate, foresight, knee
+from bench import audit, calibrate, foresight, knee
+from bench.audit import Evidence
 from bench.calibrate import Case
-from bench.conclusion import conclude
+from bench.conclusion import Conclusion, conclude
 from bench.load import Level
 from bench.records import Folder
 from bench.speed import Speed
 
 HERE = Path(__file__).parent
-MACHINE = str(HERE / "machine.toml")
+MACHINE = HERE / "machine.toml"
+PROMISE = "ttft_p99<500ms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,100 +35,137 @@ class Setting:
     workload: str = "small"
     kv: str = "fp8"
     extra: tuple[str, ...] = ()  # of vllm serve
-    more: tuple[str, ...] = ()  # of bench sweep
+    more: tuple[str, ...] = ("--max-c", "48", "--no-bounds")  # of bench sweep
     fitted: bool = False
 
-    def words(self, out: Path) -> list[str]:
-        what = ["--gpu", MACHINE, "--kv", self.kv, "--workload", str(HERE / f"{self.workload}.toml"), *self.more]
-        return ["sweep", *what, "--out", str(out), *(("--", *self.extra) if self.extra else ())]
+    def play(self, out: Path, machine: Path, *more: str) -> Path:
+        """Unless it was played before."""
+        if not (out / "run.json").is_file():
+            print(f"playing {out}", flush=True)
+            what = ["--gpu", str(machine), "--kv", self.kv, "--workload", str(HERE / f"{self.workload}.toml")]
+            words = [*what, "--slo", PROMISE, *self.more, *more, "--out", str(out), "--", *self.extra]
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            subprocess.run([sys.executable, "-m", "bench", "sweep", *words], check=False, **quiet)  # type: ignore[call-overload]
+        return out
+
+    @property
+    def file(self) -> str:
+        return self.name.replace(" ", "-")
 
 
-FULL = ("--max-c", "48", "--no-bounds")
 SETTINGS = (
     Setting("base", more=("--max-c", "48"), fitted=True),
-    Setting("long turns", "long", "large", more=FULL, fitted=True),
-    Setting("16-bit", kv="fp16", more=FULL),
-    Setting("4-bit", kv="tq4", more=FULL),
-    Setting("four at once", extra=("--max-num-seqs", "4"), more=FULL),
-    Setting("spread", "spread", more=FULL),
-    Setting("long answers", "answers", more=FULL),
-    Setting("variable", "variable", more=FULL),
-    Setting("larger cache", kv="large", more=FULL),
-    Setting("steps of 512", extra=("--max-num-batched-tokens", "512"), more=FULL),
+    Setting("long turns", "long", "large", fitted=True),
+    Setting("16-bit", kv="fp16"),
+    Setting("4-bit", kv="tq4"),
+    Setting("four at once", extra=("--max-num-seqs", "4")),
+    Setting("spread", "spread"),
+    Setting("long answers", "answers"),
+    Setting("variable", "variable"),
+    Setting("larger cache", kv="large"),
+    Setting("steps of 512", extra=("--max-num-batched-tokens", "512")),
     Setting("misses", more=("--levels", "1,4,8", "--miss-rate", "0.3", "--miss-rate", "0.7")),
 )
 
 
-def played(setting: Setting, runs: Path) -> Path:
-    out = runs / setting.name.replace(" ", "-")
-    if not (out / "run.json").is_file():
-        print(f"playing {setting.name}", flush=True)
-        subprocess.run([sys.executable, "-m", "bench", *setting.words(out)], check=False)
-    return out
+@dataclass(frozen=True, slots=True)
+class Measured:
+    setting: Setting
+    done: Conclusion
+    case: Case  # the levels that nothing is to be said against
+    left_out: int
 
 
-def case(run: Path) -> Case:
-    (told,) = calibrate.cases(Folder.open(run))
-    return told
+def measured(setting: Setting, run: Path) -> Measured:
+    folder = Folder.open(run)
+    done, (case,) = conclude(folder), calibrate.cases(folder)
+    bad = {(row.case, row.concurrency) for row in done.rows if any(_doubts(done, row))}
+    kept = {level: row for level, row in case.measured.items() if (level.case, level.concurrency) not in bad}
+    return Measured(setting, done, replace(case, measured=kept), len(case.measured) - len(kept))
+
+
+def _doubts(done: Conclusion, row: Any) -> Iterator[str]:
+    own = [one for one in done.records if (one.case, one.concurrency) == (row.case, row.concurrency)]
+    yield from audit.doubts(Evidence(done.run, row.variant, own, [row]))
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    setting: Setting
+    of: Measured
     predicted: tuple[int, int] | None
-    measured: tuple[int, int] | None
     errors: dict[tuple[bool, str], list[float]]  # past the knee or not, column
 
 
-def judged(setting: Setting, run: Path, fitted: Speed) -> Found:
-    told = case(run)
-    told = replace(told, server=replace(told.server, speed=fitted))
-    rows = {level: row for level, row in told.measured.items() if level.case == "realistic"}
-    here = [foresight.row(told.server, level, told.workload, 0) for level in rows]
-    theirs, ours = knee.knee([*rows.values()]), knee.knee(here)
-    past = theirs.hi if theirs else 1 << 30
+def judged(one: Measured, fitted: Speed) -> Found:
+    case = replace(one.case, server=replace(one.case.server, speed=fitted))
+    levels = [Level(**told) for told in one.done.run["levels"] if told["case"] == "realistic"]
+    ours = knee.knee([foresight.row(case.server, level, case.workload, case.seed) for level in levels])
     errors: dict[tuple[bool, str], list[float]] = {}
-    for level, found in calibrate.compared(told).items():
+    for level, found in calibrate.compared(case).items():
         for name, error in found.items():
-            errors.setdefault((_past(level, past), name), []).append(error)
-    return Found(setting, _bracket(ours), _bracket(theirs), errors)
+            errors.setdefault((calibrate.is_past(case, level), name), []).append(error)
+    return Found(one, (ours.lo, ours.hi) if ours else None, errors)
 
 
-def _past(level: Level, knee_at: int) -> bool:
-    return level.case == "realistic" and level.concurrency >= knee_at
-
-
-def _bracket(found: knee.Knee | None) -> tuple[int, int] | None:
-    return (found.lo, found.hi) if found else None
-
-
-def table(found: Sequence[Found]) -> str:
+def errors_table(found: Sequence[Found]) -> str:
     columns = [(past, name) for past in (False, True) for name in calibrate.COMPARED]
-    heads = ["setting", "knee, predicted", "measured", *(f"{name}{', past' if past else ''}" for past, name in columns)]
-    lines = [heads, ["---"] * len(heads)]
+    lines = [
+        ["setting", "knee", "predicted", "levels, left out", *(f"{name}{', past' * past}" for past, name in columns)]
+    ]
     for one in found:
-        name = f"{one.setting.name} (fitted)" if one.setting.fitted else one.setting.name
-        lines.append([name, str(one.predicted), str(one.measured), *(_error(one.errors.get(at, [])) for at in columns)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        of = one.of
+        name = f"{of.setting.name} (fitted)" if of.setting.fitted else of.setting.name
+        said = of.done.run["verdict"]["knee"]
+        levels = f"{len(of.case.measured)}, {of.left_out}"
+        lines.append(
+            [name, _knee(said), _knee(one.predicted), levels, *(_error(one.errors.get(at, [])) for at in columns)]
+        )
+    return _table(lines)
 
 
 def _error(errors: Sequence[float]) -> str:
     if not errors:
         return ""
-    return f"{np.median(np.abs(errors)):.0%} ({min(errors):+.0%} to {max(errors):+.0%}, {len(errors)})"
+    return f"{np.median(np.abs(errors)):.0%} ({min(errors):+.0%} to {max(errors):+.0%})"
+
+
+def _knee(found: Sequence[int] | None) -> str:
+    return f"{found[0]}-{found[1]}" if found else "none"
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
+
+
+def cost_table(pairs: Sequence[tuple[Measured, Measured]]) -> str:
+    lines = [["setting", "knee: sweep", "search", "ceiling: sweep", "search", "requests", "", "server s", "", "share"]]
+    for sweep, search in pairs:
+        spent = [sum(row.duration_s for row in one.done.rows if row.case == "realistic") for one in (sweep, search)]
+        sent = [sum(row.requests for row in one.done.rows if row.case == "realistic") for one in (sweep, search)]
+        verdicts = [one.done.run["verdict"] for one in (sweep, search)]
+        lines.append([
+            sweep.setting.name, *(_knee(one["knee"]) for one in verdicts), *(str(one["ceiling"]) for one in verdicts),
+            *map(str, sent), *(f"{one:.0f}" for one in spent), f"{spent[1] / spent[0]:.0%}",
+        ])  # fmt: skip
+    return _table(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.prediction.measure", description=__doc__)
     parser.add_argument("runs", type=Path)
-    given = parser.parse_args()
-    given.runs.mkdir(parents=True, exist_ok=True)
-    runs = {setting: played(setting, given.runs) for setting in SETTINGS}
-    fitted = calibrate.fit([case(run) for setting, run in runs.items() if setting.fitted], print)
-    print(fitted.speed)
-    print(table([judged(setting, run, fitted.speed) for setting, run in runs.items()]))
-    invalid = [one.name for one, run in runs.items() if not conclude(Folder.open(run)).valid]
-    print(f"not valid: {', '.join(invalid) or 'none'}")
+    runs = parser.parse_args().runs
+    runs.mkdir(parents=True, exist_ok=True)
+    sweeps = [measured(setting, setting.play(runs / setting.file, MACHINE)) for setting in SETTINGS]
+    fit = calibrate.fit([one.case for one in sweeps if one.setting.fitted], print)
+    print(errors_table([judged(one, fit.speed) for one in sweeps]), flush=True)
+    told = runs / "machine.toml"
+    told.write_text(f"{MACHINE.read_text()}\n{calibrate.toml(fit.speed, 'fitted to two of these runs')}\n")
+    pairs = [
+        (sweep, measured(sweep.setting, sweep.setting.play(runs / f"{sweep.setting.file}-search", told, "--search")))
+        for sweep in sweeps
+        if "--max-c" in sweep.setting.more
+    ]
+    print(cost_table(pairs))
 
 
 if __name__ == "__main__":
