@@ -87,8 +87,8 @@ def parse(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def document(path: Path, most: int = WHOLE) -> Any:
+def document(path: Path, most: int = WHOLE, exit: Exit = Exit.INVALID) -> Any:
     try:
         return parse(text(path, most))
     except ValueError as error:
-        raise BenchError(f"{path} is damaged: {error}", exit=Exit.INVALID) from None
+        raise BenchError(f"{path} is damaged: {error}", exit=exit) from None

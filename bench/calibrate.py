@@ -18,7 +18,7 @@ from bench.errors import BenchError
 from bench.foresight import Simulated
 from bench.load import Level
 from bench.recipe import Launch
-from bench.records import Folder
+from bench.records import Folder, TurnRecord, attempts, is_last
 from bench.speed import CONSTANTS, Speed
 from bench.stats import LevelRow
 from bench.workload import Workload
@@ -57,16 +57,29 @@ class Fit:
 
 # Where neither a fit nor a data sheet is at hand: a miniature model on a processor.
 UNKNOWN = Speed(
-    step_s=2e-3, weights_s=0.0, token_s=5e-6, attend_s=4e-9, read_s=2e-8, sequence_s=2e-4, request_s=5e-3, said_s=3e-7
+    step_s=2e-3,
+    weights_s=0.0,
+    token_s=5e-6,
+    attend_s=4e-9,
+    read_s=2e-8,
+    sequence_s=2e-4,
+    request_s=4e-3,
+    said_s=3e-7,
+    way_s=8e-3,
 )
 LEAST = Speed(
-    0.0, 0.0, 0.0, 0.0, 0.0, sequence_s=1e-5, request_s=1e-3, said_s=1e-8
+    0.0, 0.0, 0.0, 0.0, 0.0, sequence_s=1e-5, request_s=1e-3, said_s=1e-8, way_s=1e-3
 )  # where the data sheet says nothing
 
 
 def cases(folder: Folder) -> list[Case]:
     """Every variant of a run, with its own launch and workload."""
     run = folder.manifest()
+    machines = {
+        (facts["launch"]["model"], facts["launch"]["tp"]) for facts in run["variants"].values() if facts["launch"]
+    }
+    if len(machines) > 1:
+        raise BenchError(f"{folder.path}: its variants differ in model or --tp", "calibrate on a run of one of them")
     found = []
     for name, facts in run["variants"].items():
         if not facts["launch"] or facts.get("simulated") or "server" not in facts:
@@ -92,22 +105,29 @@ def _begin(launch: Launch) -> Speed:
 
 def toml(fitted: Speed, source: str) -> str:
     """For a launch file."""
-    lines = [f"{name} = {getattr(fitted, name):.3g}" for name in (*CONSTANTS, "below", "past")]
+    lines = [f"{name} = {json.dumps(getattr(fitted, name))}" for name in ("model", "tp", "kv")]
+    lines += [f"{name} = {getattr(fitted, name):.3g}" for name in (*CONSTANTS, "below", "past")]
     return "\n".join(["[speed]", f"source = {json.dumps(source)}", *lines])
 
 
 def rows(folder: Folder, variant: str) -> dict[Level, LevelRow]:
     """What was measured, of the levels that a simulation can play too."""
     run, records = folder.manifest(), folder.records()
+    last = attempts(records)
     found = {}
     for told in run["levels"]:
         level = Level(**told)
-        own = [record for record in records if record.play == level.play and record.turn > 0]
-        if level.variant == variant and len(own) == level.requests and all(record.status == "ok" for record in own):
+        own = [one for one in records if _of(level, one) and one.turn > 0 and is_last(last, one)]
+        sent = level.requests * run["repeats"]
+        if level.variant == variant and len(own) == sent and all(record.status == "ok" for record in own):
             found[level] = stats.reduce(own, [], manifest.of(run, variant)["typical"]["shared_tokens"])
     if not found:
         raise BenchError(f"{folder.path}: no level of {variant} was answered whole", "calibrate on a valid run")
     return found
+
+
+def _of(level: Level, one: TurnRecord) -> bool:
+    return (one.variant, one.case, one.concurrency) == (level.variant, level.case, level.concurrency)
 
 
 def _some(measured: dict[Level, LevelRow]) -> dict[Level, LevelRow]:
@@ -150,7 +170,8 @@ def fit(cases: Sequence[Case], say: Callable[[str], None]) -> Fit:
             break
     errors = tuple(compared(_with(case, speed(at))) for case in cases)
     below, past = (_within(cases, errors, past) for past in (False, True))
-    return Fit(replace(speed(at), below=below, past=past), errors)
+    of = cases[0].server.launch
+    return Fit(replace(speed(at), below=below, past=past, model=of.model, tp=of.tp, kv=of.kv), errors)
 
 
 def _within(cases: Sequence[Case], errors: Sequence[dict[Level, dict[str, float]]], past: bool) -> float:

@@ -21,6 +21,7 @@ from bench.workload import Workload
 MATRIX_SHARE = 0.31
 ATTENTION_SHARE = 0.81
 BANDWIDTH_SHARE = 0.70
+UNSEEN = 2.0  # the factor by which a precision that was not fitted may be off
 REQUEST_S = 0.005  # assumed: HTTP, JSON and the way to the engine
 SIZES = (1, 2, 4, 8)  # of a group of GPUs that is worth proposing
 SESSIONS = 64  # that a mean is taken over
@@ -207,8 +208,10 @@ def _depths(steps: tuple[workload.Step, ...]) -> list[float]:
 
 def speed(launch: Launch) -> Speed | None:
     """As fitted to a run of that machine, else by the card's data sheet; None where neither is at hand."""
-    if launch.file.speed is not None:
-        return launch.file.speed
+    fitted = launch.file.speed
+    if fitted is not None and (fitted.model or launch.model, fitted.tp) == (launch.model, launch.tp):
+        unseen = fitted.kv not in ("", launch.kv)  # another precision is read at another speed
+        return replace(fitted, below=max(fitted.below, UNSEEN), past=max(fitted.past, UNSEEN)) if unseen else fitted
     card = launch.file.card
     try:
         model = division.shapes_of(launch)
@@ -245,4 +248,5 @@ def level_duration_s(
     depth = shared + typical.own_tokens / 2
     prefill = speed.step(round(new), new * depth, 0, 1)
     decode = speed.step(concurrency, 0.0, round(concurrency * depth), concurrency) / concurrency
-    return requests * (speed.request_s + depth * speed.said_s + prefill + typical.output_tokens * decode)
+    come = speed.request_s + speed.way_s / concurrency
+    return requests * (come + depth * speed.said_s + prefill + typical.output_tokens * decode)

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
-from bench import manifest
+from bench import manifest, recipe
 from bench.hypertext import Column, cell, document, legend, sortable, worded
 from bench.stats import LevelRow, rate
 from bench.svg import clean, tag
@@ -92,7 +92,7 @@ def _answered(rows: Sequence[LevelRow], variant: str, ceiling: int | None) -> fl
 
 def _usd_h(launch: Mapping[str, Any]) -> float | None:
     card = (launch.get("file") or {}).get("card")
-    return card["price_usd_h"]["value"] * launch["tp"] if card else None
+    return card["price_usd_h"]["value"] * recipe.cards(launch["tp"], launch["extra"]) if card else None
 
 
 def price(usd_h: float | None, req_per_s: float | None, turns: float) -> float | None:

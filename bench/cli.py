@@ -359,6 +359,7 @@ def _predicted(
     }
 
 
+OF_A_SIZING = ("agents", "slo", "workload_name", "seed", "kv", "model", "gpu")
 OF_A_PLAN = ("gpu", "kv", "workload_name", "max_c", "levels", "requests", "bounds", "slo", "model", "tp",
              "prefix_caching", "vary", "serve_params", "seed", "out", "as_json", "extra")  # fmt: skip
 NOT_PLANNED = {"endpoint": None, "vllm_command": None, "miss_rates": (), "repeats": 1, "processes": None,
@@ -417,8 +418,12 @@ def _size(given: dict[str, Any], terminal: "Terminal") -> int:
     from bench import knee, workload
     from bench import plan as planner
 
+    context = click.get_current_context()
+    if named := [name for name in context.params if wanted.is_given(context, name) and name not in OF_A_SIZING]:
+        raise BenchError(f"--agents asks how many replicas of one server: leave {named[0].replace('_', '-')} out")
     slo, work = knee.parse_slo(given["slo"]), workload.load(given["workload_name"])
-    found = planner.sizing(given["agents"], slo, work, given["seed"], given["kv"], given["model"], terminal.say)
+    asked = given["agents"], slo, work, given["seed"], given["kv"], given["model"], given["gpu"]
+    found = planner.sizing(*asked, terminal.say)
     terminal.say("")
     _tell("\n".join(planner.fleets(found, given["agents"], slo)))
     return Exit.FINE

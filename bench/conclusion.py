@@ -77,6 +77,7 @@ def conclude(folder: Folder) -> Conclusion:
     if run["ended"] != "finished":
         why = "its numbers are those of the levels that were reached"
         again = f"go on where it stopped: bench sweep --resume {folder.path}"
+        again = "plan it again: nothing of it took long" if run.get("simulated") else again
         how = "it was killed, or is running still" if run["ended"] == "running" else run["ended"]
         warnings.append(Warning(f"the run did not finish: {how}", why, again, fatal=True))
     run["verdict"] = {
@@ -275,6 +276,8 @@ def _searched(told: Any, verdict: dict[str, Any], rows: Sequence[LevelRow]) -> d
     off = {"knee": said["knee"] - healthy, "ceiling": said["ceiling"] - (verdict["ceiling"] or 0)}
     if not found and not verdict["below"]:  # none up to there: no less is known
         off["knee"] = min(0, off["knee"])
+    if verdict["ceiling"] == highest:
+        off["ceiling"] = min(0, off["ceiling"])
     return {
         "predicted_knee": said["knee"],
         "predicted_ceiling": said["ceiling"],

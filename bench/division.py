@@ -69,8 +69,7 @@ def shapes_of(launch: Launch) -> Geometry:
 
 def parts(launch: Launch) -> tuple[int, int]:
     """How many GPUs share each layer, and how many stages share the layers."""
-    tp = launch.number("--tensor-parallel-size") or launch.number("-tp") or launch.tp
-    return max(1, int(tp)), max(1, int(launch.number("--pipeline-parallel-size") or launch.number("-pp") or 1))
+    return launch.tp, max(1, int(launch.number("--pipeline-parallel-size") or 1))
 
 
 def divided(launch: Launch) -> Division:

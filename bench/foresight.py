@@ -37,6 +37,8 @@ class Simulated:
 
 def simulated(name: str, launch: Launch, speed: Speed | None = None, tokens: int | None = None) -> Simulated:
     """`speed`: as fitted; `tokens`: of its cache, where a server has said so. Else what is on file."""
+    if launch.number("--data-parallel-size"):
+        raise BenchError(f"{name}: replicas are not simulated", "plan one of them: each has its own cache and sessions")
     found = capacity.expected(launch)
     tokens = tokens if tokens is not None else found.tokens
     if tokens is None:

@@ -64,7 +64,9 @@ def parse_slo(text: str) -> Slo:
         limit = float(match[3]) * {"ms": 1e-3, "%": 1e-2}.get(match[4], 1.0)
     except ValueError:
         raise BenchError(f"--slo: {match[3]} is not a number", hint) from None
-    above = match[2] == ">"
+    above, timed = match[2] == ">", name.endswith("_s") and name != "req_per_s"
+    if (timed and match[4] == "%") or (not timed and match[4] in ("ms", "s")):
+        raise BenchError(f"--slo {text!r}: {name} is {'a time' if timed else 'no time'}", hint)
     if (not above and limit <= 0) or (above and match[4] == "%" and limit >= 1):
         raise BenchError(f"--slo {text!r} can never be kept", hint)
     return Slo(name, limit, above, text.strip())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from bench import capacity, catalogue, foresight, knee, recipe, stats, sweep, tables, words
+from bench import capacity, catalogue, foresight, recipe, stats, sweep, tables, words
 from bench.conclusion import Conclusion
 from bench.errors import BenchError
 from bench.foresight import Simulated
@@ -34,7 +34,8 @@ Schedules = Sequence[tuple[Simulated, Schedule]]
 
 def play(schedules: Schedules, folder: Folder, run: dict[str, Any]) -> Iterator[Level]:
     """Puts on file what a sweep would; each level is told before it is played."""
-    run[MARK] = True
+    run |= {MARK: True, "ended": "interrupted"}
+    run["machine"]["busy"] = None  # what others do here makes nothing slower
     folder.write_manifest(run)
     reached = 0.0
     for server, schedule in schedules:
@@ -87,7 +88,7 @@ def waterfall(server: Simulated, workload: Workload, seed: int) -> list[str]:
 def _cards(launch: Launch) -> str:
     card = launch.file.card
     name = card.name if card else launch.name
-    return f"{launch.tp} x {name}" if launch.tp > 1 else name
+    return f"{launch.cards} x {name}" if launch.cards > 1 else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def levers(server: Simulated, workload: Workload, seed: int) -> list[Lever]:
     changed = {f"--kv {kv}": replace(launch, kv=kv) for kv in launch.file.kv if kv != launch.kv}
     if launch.file.card is not None:
         changed[f"--tp {2 * launch.tp}"] = replace(launch, tp=2 * launch.tp)
-        if launch.utilization < 0.94:
+        if launch.utilization < 0.94 and launch.precision.gpu_memory_utilization is None:
             flags = (*launch.extra, "--gpu-memory-utilization", "0.95")
             changed["--gpu-memory-utilization 0.95"] = replace(launch, extra=flags)
         for name, file, digest in _machines():
@@ -111,9 +112,11 @@ def levers(server: Simulated, workload: Workload, seed: int) -> list[Lever]:
             if card and launch.kv in file.kv and card.memory_gb.value > launch.file.card.memory_gb.value:
                 changed[f"--gpu {name}"] = replace(launch, name=name, file=file, digest=digest)
     found = [Lever(what, _fit(one, workload, seed), _usd_h(one)) for what, one in changed.items()]
-    half = replace(workload, file=replace(workload.file, session=_half(workload.file.session)))
-    fits = capacity.sessions_that_fit(server.tokens, half, seed)
-    return [*found, Lever("half as many turns", fits, _usd_h(launch))]
+    if workload.typical(seed).turns > 1:
+        half = replace(workload, file=replace(workload.file, session=_half(workload.file.session)))
+        fits = capacity.sessions_that_fit(server.tokens, half, seed)
+        found.append(Lever("half as many turns", fits, _usd_h(launch)))
+    return found
 
 
 def _machines() -> Iterator[tuple[str, recipe.RecipeFile, str]]:
@@ -137,7 +140,7 @@ def _fit(launch: Launch, workload: Workload, seed: int) -> float | None:
 
 
 def _usd_h(launch: Launch) -> float | None:
-    return launch.file.card.price_usd_h.value * launch.tp if launch.file.card else None
+    return launch.file.card.price_usd_h.value * launch.cards if launch.file.card else None
 
 
 def cliff_s(server: Simulated, workload: Workload, seed: int) -> float:
@@ -159,24 +162,27 @@ class Outlook:
     source: str  # of the constants
 
 
+FAR = 4  # times as many sessions as fit: past that, no promise that anybody makes is kept
+Say = Callable[[str], None]
 BANDED = ("ttft_p50_s", "ttft_p99_s", "req_per_s")
 
 
 def outlook(done: Conclusion, server: Simulated, schedule: Schedule) -> Outlook:
     verdict, workload, seed = done.run["verdict"]["variants"][server.name], schedule.workload, schedule.seed
     rows = [row for row in done.rows if (row.variant, row.case) == (server.name, "realistic")]
+    over = verdict["knee"][1] if verdict["knee"] else verdict["below"]
     top = next((row.req_per_s for row in rows if row.concurrency == verdict["ceiling"]), None)
     return Outlook(
         cliff_s(server, workload, seed),
         catalogue.price(_usd_h(server.launch), top, workload.typical(seed).turns),
         tuple(sorted(levers(server, workload, seed), key=lambda one: -(one.sessions or 0))),
-        tuple(_band(row, server.speed, verdict["knee"]) for row in rows),
+        tuple(_band(row, server.speed, over) for row in rows),
         server.speed.source,
     )
 
 
-def _band(row: LevelRow, speed: Speed, knee_at: list[int] | None) -> dict[str, Any]:
-    past = knee_at is not None and row.concurrency >= knee_at[1]
+def _band(row: LevelRow, speed: Speed, over: int | None) -> dict[str, Any]:
+    past = over is not None and row.concurrency >= over
     factor = speed.past if past else speed.below
     told = {name: getattr(row, name) for name in BANDED}
     bands = {name: [value / factor, value * factor] for name, value in told.items() if value and math.isfinite(value)}
@@ -194,34 +200,41 @@ class Fleet:
     usd_per_1000_tasks: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    fleets: list[Fleet]  # the cheapest first
+    without: dict[str, str]  # why not, of each other machine
+
+
 def sizing(
-    agents: int,
-    slo: Slo,
-    workload: Workload,
-    seed: int,
-    kv: str,
-    model: str | None,
-    say: Callable[[str], None],
-) -> list[Fleet]:
-    """Over all machines there is a file for, the cheapest first."""
-    found = []
-    for name, file, digest in _machines():
-        if file.card is None or kv not in file.kv:
+    agents: int, slo: Slo, workload: Workload, seed: int, kv: str, model: str | None, gpu: str | None, say: Say
+) -> Sizing:
+    """Over all machines there is a file for, or one."""
+    found, without = [], {}
+    for name, file, digest in [recipe.load(gpu)] if gpu else _machines():
+        if file.card is None:
             continue
-        for tp in capacity.SIZES:
-            launch = Launch(name, file, digest, kv, model or file.serve.model, tp)
-            if (fit := _fit(launch, workload, seed)) is None or fit < 1:
-                continue
+        why = f"its file has no precision {kv}"
+        for tp in capacity.SIZES if kv in file.kv else ():
             say(f"asking {tp} x {name}")
-            if one := _fleet(launch, fit, agents, slo, workload, seed):
-                found.append(one)
-            break  # more cards to a server than it takes cost more for each session, as a rule: --vary tp= shows it
-    return sorted(found, key=lambda one: one.usd_h)
+            launch = Launch(name, file, digest, kv, model or file.serve.model, tp)
+            try:
+                if one := _fleet(launch, agents, slo, workload, seed):
+                    found.append(one)
+                    break  # more cards to a server than it takes cost more for each session, as a rule
+                why = f"{slo.text} is not kept, even for one session"
+            except BenchError as error:
+                why = error.message
+        else:
+            without[name] = why
+    return Sizing(sorted(found, key=lambda one: one.usd_h), without)
 
 
-def _fleet(launch: Launch, fit: float, agents: int, slo: Slo, workload: Workload, seed: int) -> Fleet | None:
+def _fleet(launch: Launch, agents: int, slo: Slo, workload: Workload, seed: int) -> Fleet | None:
+    capacity.check_context(launch, workload)
     server = foresight.simulated(launch.kv, launch)
-    row = best(server, slo, workload, seed, min(agents, math.ceil(fit)))
+    fit = capacity.sessions_that_fit(server.tokens, workload, seed)
+    row = best(server, slo, workload, seed, min(agents, FAR * math.ceil(fit)))
     if row is None:
         return None
     replicas = math.ceil(agents / row.concurrency)
@@ -232,12 +245,17 @@ def _fleet(launch: Launch, fit: float, agents: int, slo: Slo, workload: Workload
 
 def best(server: Simulated, slo: Slo, workload: Workload, seed: int, most: int) -> LevelRow | None:
     """The highest level that keeps the promise, by halving: what is kept at a level is kept below it."""
-    low, high, found = 0, most + 1, None
-    while high - low > 1:
-        level = (low + high) // 2 if low or high <= most else most
+
+    def played(level: int) -> LevelRow:
         requests = max(200, round(level * workload.typical(seed).turns))
-        row = foresight.row(server, Level(server.name, "realistic", level, 0, requests), workload, seed)
-        if slo.met(row):
+        return foresight.row(server, Level(server.name, "realistic", level, 0, requests), workload, seed)
+
+    if not slo.met(first := played(1)):  # few may keep it worse than many: then no level counts
+        return None
+    low, high, found = 1, most + 1, first
+    while high - low > 1:
+        level = most if (low, high) == (1, most + 1) else (low + high) // 2
+        if slo.met(row := played(level)):
             low, found = level, row
         else:
             high = level
@@ -276,13 +294,13 @@ def _move(lever: dict[str, Any]) -> str:
     return f"  {lever['what']:32} {fits:>15}{price}"
 
 
-def fleets(found: Sequence[Fleet], agents: int, slo: knee.Slo) -> list[str]:
-    if not found:
-        return [f"No machine on file keeps {slo.text} even for one session: relax it, or shorten the sessions."]
-    lines = [f"{agents} agents with {slo.text}, the cheapest first:"]
-    for one in found:
+def fleets(found: Sizing, agents: int, slo: Slo) -> list[str]:
+    lines = (
+        [f"{agents} agents with {slo.text}, the cheapest first:"] if found.fleets else ["No machine on file does it."]
+    )
+    for one in found.fleets:
         each = f"{one.launch.tp} " if one.launch.tp > 1 else ""
         cards = f"{one.replicas} x {each}{one.launch.name}"
         price = "" if one.usd_per_1000_tasks is None else f"   ${one.usd_per_1000_tasks:,.2f} a thousand tasks"
         lines.append(f"  {cards:16} {one.sessions:5} sessions each   ${one.usd_h:9,.2f} an hour{price}")
-    return lines
+    return [*lines, *(f"  not {name}: {why}" for name, why in found.without.items())]

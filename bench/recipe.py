@@ -2,7 +2,9 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -100,6 +102,10 @@ class Launch:
         return self.file.kv.get(self.kv) or by_dtype.get(self.kv) or Precision(dtype=self.kv)
 
     @property
+    def cards(self) -> int:
+        return cards(self.tp, self.extra)
+
+    @property
     def utilization(self) -> float:
         return self.number("--gpu-memory-utilization") or 0.0
 
@@ -122,14 +128,7 @@ class Launch:
 
     def flag(self, name: str) -> str | None:
         """The value a flag has on the final command line."""
-        line = [*self._ours(), *self.extra]
-        found = None
-        for at, word in enumerate(line):
-            if word == name and at + 1 < len(line):
-                found = line[at + 1]
-            elif word.startswith(f"{name}="):
-                found = word.partition("=")[2]
-        return found
+        return value_of(name, [*self._ours(), *self.extra])
 
     def arguments(self, model: str, port: int) -> list[str]:
         """What follows `vllm`; `model` is the folder or id to load, `port` ours to choose."""
@@ -177,14 +176,32 @@ class Launch:
         return [str(word) for pair in kept for word in pair if word is not None] + list(serve.args)
 
 
+def value_of(name: str, line: Sequence[str]) -> str | None:
+    """Of a flag, on a command line; the last word counts."""
+    found = None
+    for word, after in pairwise([*line, ""]):
+        if word.startswith("-") and topic(word) == topic(name):
+            found = word.partition("=")[2] or after
+    return found
+
+
+def cards(tp: int, extra: Sequence[str]) -> int:
+    """That one `vllm serve` takes."""
+    others = (value_of(name, extra) or "1" for name in ("--pipeline-parallel-size", "--data-parallel-size"))
+    return tp * math.prod(int(number) for number in others if number.isdigit())
+
+
 def _switch(name: str, on: bool) -> str:
     return f"--{name}" if on else f"--no-{name}"
+
+
+SHORT = {"-tp": "tensor-parallel-size", "-pp": "pipeline-parallel-size", "-dp": "data-parallel-size"}
 
 
 def topic(flag: str) -> str:
     """`--no-enable-x`, `--enable-x` and `--enable-x=1` speak of one thing; so do `-tp` and its long name."""
     name = flag.partition("=")[0].removeprefix("--no-").removeprefix("--").replace("_", "-")
-    return {"-tp": "tensor-parallel-size"}.get(name, name)
+    return SHORT.get(name, name)
 
 
 def load(gpu: str) -> tuple[str, RecipeFile, str]:
@@ -199,6 +216,15 @@ def load(gpu: str) -> tuple[str, RecipeFile, str]:
     return Path(path).stem, file, digest
 
 
+OPTIONS = {
+    "kv-cache-dtype": "--kv",
+    "tensor-parallel-size": "--tp",
+    "enable-prefix-caching": "--prefix-caching or --no-prefix-caching",
+}
+
+
 def launch(gpu: str, kv: str, model: str | None, tp: int, prefix_caching: bool, extra: tuple[str, ...]) -> Launch:
+    if ours := [word for word in extra if word.startswith("-") and topic(word) in OPTIONS]:
+        raise BenchError(f"{ours[0]} behind --: bench counts with it", f"say it with {OPTIONS[topic(ours[0])]}")
     name, file, digest = load(gpu)
     return Launch(name, file, digest, kv, model or file.serve.model, tp, prefix_caching, extra=extra)

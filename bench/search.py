@@ -14,7 +14,7 @@ The rule, in the words a user reads (README, "A search instead of a sweep"):
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bench import capacity, foresight, knee, sample, stats
+from bench import foresight, knee, sample, stats
 from bench.errors import BenchError
 from bench.foresight import Simulated
 from bench.knee import Slo
@@ -71,7 +71,7 @@ def judge(levels: Mapping[int, Turns], slo: Slo) -> list[Seen]:
 
 def _lost(row: stats.LevelRow, turns: Turns, healthy: list[stats.LevelRow]) -> Answer:
     if row.why_none:
-        return Answer(True, None)
+        return Answer(True, 1.0)
     if row.unlucky is None:
         return Answer(knee.knee([*healthy, row]) is not None, None)
     return Answer(knee.from_the_start([row]), knee.absence_confidence(turns, already=True))
@@ -208,7 +208,8 @@ def step(aim: Aim, seen: Sequence[Seen]) -> Step:
 
 
 def _blind(answers: Mapping[int, Answer]) -> bool:
-    return bool(answers) and all(one.chance is None for one in answers.values())
+    """The server does not tell what it had cached."""
+    return any(one.chance is None for one in answers.values())
 
 
 def _reference(question: Question) -> int | None:
@@ -284,7 +285,8 @@ class Watch:
 def watch(aim: Aim, seen: Sequence[Seen], level: int, requests: int, before: Turns = ()) -> Watch:
     """`requests`: of one play. Asks what no other level has answered for this one."""
     planned = requests + sum(record.turn > 0 for record in before)
-    grown = 2 * level if aim.lockstep else None
+    begun = len({(record.repeat, record.session) for record in before if record.turn > 0})
+    grown = begun + 2 * level if aim.lockstep else None  # of this play, for it is played to know more
     counts = []
     if not any(one.level > level and not one.knee.broken and one.knee.sure for one in seen):
         counts.append(Count(stats.is_unlucky, knee.UNLUCKY_SHARE, planned, grown))
@@ -348,10 +350,12 @@ class Foresee:
         return said if found is None else replace(found, knee=said.knee)
 
     def _server(self, level: int) -> Simulated | None:
-        speed = capacity.speed(self.launch) if self.launch else None
-        if self.launch is None or speed is None or self.schedule.requests_at(level) > SIMULATED:
+        if self.launch is None or self.schedule.requests_at(level) > SIMULATED:
             return None
-        return foresight.simulated(self.launch.kv, self.launch, speed, self.tokens)
+        try:
+            return foresight.simulated(self.launch.kv, self.launch, tokens=self.tokens)
+        except BenchError:  # what cannot be simulated can be counted
+            return None
 
     def _play(self, server: Simulated, level: int) -> list[TurnRecord]:
         here = self.schedule.realistic(server.name, level)

@@ -5,7 +5,6 @@ scheduler has them. Behind the same `send` and clock as a real server, so that w
 """
 
 import asyncio
-import heapq
 from collections import deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
@@ -70,7 +69,7 @@ class Request:
     turn: Turn
     texts: Texts
     done: "asyncio.Future[None]"
-    came_s: float
+    came_s: float = 0.0  # to the scheduler, which looks between two steps
     blocks: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     tokens: int = 0  # known: the prompt's, and those answered
     computed: int = 0
@@ -189,40 +188,15 @@ class Scheduler:
 
 
 class Door:
-    """The process that takes requests in: all that are at it share its time, so that many at once are all late."""
+    """The process that takes requests in, one after the other: those who come together reach the engine apart."""
 
     def __init__(self) -> None:
-        self._inside: list[tuple[float, int, asyncio.Future[None]]] = []
-        self._done, self._at, self._count = 0.0, 0.0, 0  # seconds of work that each has had so far
-        self._bell: asyncio.TimerHandle | None = None
+        self._free_s = 0.0
 
     async def through(self, work_s: float) -> None:
         loop = asyncio.get_running_loop()
-        self._catch_up(loop.time())
-        self._count += 1
-        through = loop.create_future()
-        heapq.heappush(self._inside, (self._done + work_s, self._count, through))
-        self._arm(loop)
-        await through
-
-    def _catch_up(self, now: float) -> None:
-        if self._inside:
-            self._done += (now - self._at) / len(self._inside)
-        self._at = now
-
-    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._bell:
-            self._bell.cancel()
-        if self._inside:
-            left = max(0.0, self._inside[0][0] - self._done) * len(self._inside)
-            self._bell = loop.call_at(loop.time() + left, self._ring, loop)
-
-    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._catch_up(loop.time())
-        while self._inside and self._inside[0][0] <= self._done + 1e-9:
-            heapq.heappop(self._inside)[2].set_result(None)
-        self._bell = None
-        self._arm(loop)
+        self._free_s = max(self._free_s, loop.time()) + work_s
+        await asyncio.sleep(self._free_s - loop.time())
 
 
 class Engine:
@@ -233,17 +207,16 @@ class Engine:
         self.scheduler = Scheduler(setup)
         self._texts: dict[Hashable, Text] = {}
         self._door = Door()
+        self._come: list[Request] = []
         self._running: asyncio.Task[None] | None = None
         self.generated = self.prompted = 0
 
     async def send(self, turn: Turn) -> TurnRecord:
         sent = self.clock.now()
         await self._door.through(self.speed.request_s + turn.prompt_tokens * self.speed.said_s)
-        came = self.clock.now()
-        request = Request(
-            turn, self.texts(turn), asyncio.get_running_loop().create_future(), came, tokens=turn.prompt_tokens
-        )
-        self.scheduler.waiting.append(request)
+        await asyncio.sleep(self.speed.way_s)
+        request = Request(turn, self.texts(turn), asyncio.get_running_loop().create_future(), tokens=turn.prompt_tokens)
+        self._come.append(request)
         if self._running is None:
             self._running = asyncio.create_task(self._run())
         await request.done
@@ -252,8 +225,12 @@ class Engine:
     async def _run(self) -> None:
         scheduler = self.scheduler
         try:
-            while scheduler.running or scheduler.waiting:
+            while scheduler.running or scheduler.waiting or self._come:
                 now = self.clock.now()
+                for request in self._come:
+                    request.came_s = now
+                scheduler.waiting += self._come
+                self._come.clear()
                 batch = scheduler.step(now)
                 if not batch and not scheduler.running:
                     raise BenchError("a prompt is larger than the whole cache", "vLLM would not start with it")
@@ -263,7 +240,7 @@ class Engine:
                     self.generated += request.answered
                     request.done.set_result(None)
         except BenchError as problem:
-            for request in scheduler.waiting:
+            for request in (*scheduler.waiting, *self._come):
                 request.done.set_exception(problem)
         finally:
             self._running = None

@@ -15,9 +15,13 @@ class Speed:
     sequence_s: float  # a sequence in a step: sampling, telling
     request_s: float  # a request on its way in and out, by the one process that takes it
     said_s: float  # a token of its prompt on that way
+    way_s: float = 0.0  # and the rest of its way, which it does not have to share
     below: float = 2.0  # nine in ten of its predictions were right within this factor, below the knee
     past: float = 2.0  # and past it
     source: str = ""
+    model: str = ""  # of what server they were fitted; of any, where nothing stands here
+    tp: int = 1
+    kv: str = ""
 
     def step(self, tokens: int, attended: float, read: int, sequences: int) -> float:
         """`attended`: pairs of a prompt's token and one before it; `read`: tokens before those that are decoded."""
@@ -28,4 +32,4 @@ class Speed:
         return replace(self, **{name: getattr(self, name) * times for name in CONSTANTS})
 
 
-CONSTANTS = tuple(field.name for field in fields(Speed) if field.name not in ("below", "past", "source"))
+CONSTANTS = tuple(field.name for field in fields(Speed) if field.name.endswith("_s"))

@@ -114,6 +114,8 @@ PLANNED = ("workload", "typical", "search", "repeats", "seed", "limits")
 def cut(folder: Folder) -> dict[str, Any]:
     """The manifest of a run that has not come to its end."""
     run = folder.manifest()
+    if run.get("simulated"):
+        raise BenchError(f"{folder.path} was simulated: there is no server to go on with", "bench plan makes it again")
     if run["schema"] < SCHEMA:
         raise BenchError(f"{folder.path} was made by an older bench, which kept no journal", "begin a new run")
     if run["ended"] == "finished":

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import bounded, secret, workload
-from bench.errors import BenchError
-from bench.recipe import Launch, topic
+from bench.errors import BenchError, Exit
+from bench.recipe import OPTIONS, Launch, topic
 from bench.workload import Workload
 
 OWN = {"kv-cache-dtype": "kv", "tensor-parallel-size": "tp", "enable-prefix-caching": "prefix-caching"}  # by our names
@@ -27,18 +27,27 @@ def vary(base: Cell, axes: tuple[str, ...], params: Path | None = None) -> dict[
     """Every combination of `WHAT=A,B` texts with the records of a file as vLLM's own sweeps take it."""
     made = {base.launch.kv: base.launch} if params is None else _recorded(base.launch, params)
     cells = {name: replace(base, launch=launch) for name, launch in made.items()}
-    for at, text in enumerate(axes, params is not None):
+    known = [text.partition("=")[0].lstrip("-") for text in axes]
+    if twice := [what for at, what in enumerate(known) if what in known[:at]]:
+        raise BenchError(f"--vary {twice[0]} is given twice", f"--vary {twice[0]}=A,B,C has all its values")
+    first = sorted(axes, key=lambda text: not text.startswith(f"{WORKLOAD}="))  # its keys are changed in what it names
+    for at, text in enumerate(first, params is not None):
         what, _, values = text.partition("=")
         what = what.lstrip("-")
         if not what or not all(values.split(",")):
             raise BenchError(f"--vary {text!r} is not WHAT=A,B", "for example --vary kv=fp16,fp8,tq4")
-        if what.replace("_", "-") in {topic(word) for word in base.launch.extra}:
-            raise BenchError(f"--vary {what} and --{what} after -- say different things", "leave one of them out")
-        cells = {
-            ", ".join(filter(None, (name if at else "", _said(what, value)))): _changed(cell, what, value)
+        if {topic(f"--{what}")} & {topic(word) for cell in cells.values() for word in cell.launch.extra}:
+            raise BenchError(f"--vary {what} and another --{what} say different things", "leave one of them out")
+        varied = [
+            (", ".join(filter(None, (name if at else "", _said(what, value)))), _changed(cell, what, value))
             for name, cell in cells.items()
             for value in values.split(",")
-        }
+        ]
+        cells = dict(varied)
+        if len(cells) < len(varied):
+            raise BenchError(
+                f"--vary {text}: two variants would have one name", "give each value once, files other names"
+            )
     return cells
 
 
@@ -69,13 +78,18 @@ def _with(launch: Launch, what: str, value: str) -> Launch:
         return replace(launch, tp=int(value))
     if what == "prefix-caching" and value in ("on", "off"):
         return replace(launch, prefix_caching=value == "on")
+    if what in OPTIONS:
+        raise BenchError(
+            f"--vary {what}: bench counts with it",
+            f"say it with {OPTIONS[what]}; --vary kv=, tp= and prefix-caching= vary it",
+        )
     flags = {"on": (f"--{what}",), "off": (f"--no-{what}",)}.get(value, (f"--{what}", value))
     return replace(launch, extra=(*launch.extra, *flags))
 
 
 def _recorded(base: Launch, path: Path) -> dict[str, Launch]:
     """`vllm bench sweep serve --serve-params`: a list of records of flags, or records by name."""
-    told = bounded.document(path)
+    told = bounded.document(path, exit=Exit.USAGE)
     if isinstance(told, dict):
         told = [{NAME: name, **record} for name, record in told.items() if isinstance(record, dict)]
     if not isinstance(told, list) or not told or not all(isinstance(one, dict) and one for one in told):

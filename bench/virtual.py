@@ -5,6 +5,8 @@ import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from bench import interrupt
+
 T = TypeVar("T")
 
 
@@ -12,8 +14,12 @@ class _Future(selectors.SelectSelector):
     """Where everybody waits, the time they wait for is now. Nothing outside is heard."""
 
     now = 0.0
+    stopped = False
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if interrupt.times() and not self.stopped:  # here, and in the middle of nothing
+            self.stopped = True
+            raise KeyboardInterrupt
         if timeout is None:
             raise RuntimeError("everybody waits, and for nothing that will come")
         self.now += max(0.0, timeout)
@@ -40,5 +46,5 @@ class Clock:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=_Loop) as runner:
+    with interrupt.held(), asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(main)

@@ -83,6 +83,10 @@ class Arrivals:
     start: Literal["together", "spread"] = "together"
     sessions_per_s: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.sessions_per_s == 0:
+            raise ValueError("sessions_per_s is 0: no session would ever begin")
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:

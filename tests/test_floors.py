@@ -21,10 +21,10 @@ FLOORS = {
     **dict.fromkeys(
         ("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "manifest"), 1
     ),
-    **dict.fromkeys(("hypertext", "connection", "dialect", "pulse", "key", "family", "kv"), 1),
+    **dict.fromkeys(("hypertext", "connection", "dialect", "pulse", "key", "family", "kv", "virtual"), 1),
     **dict.fromkeys(("errors", "tables", "sample", "svg", "wire", "limits", "asking", "clocks", "secret"), 0),
     **dict.fromkeys(("bounded", "shape", "inert", "keeper", "interrupt", "geometry"), 0),
-    **dict.fromkeys(("blocks", "speed", "virtual"), 0),
+    **dict.fromkeys(("blocks", "speed"), 0),
 }
 # There is one error, which tells no secret, one HTTP, one limit to what is read, and one list of what is no plain text.
 ALLOWED_SIBLINGS = {

@@ -10,6 +10,7 @@ from bench import foresight, plan, recipe, workload
 from bench.knee import parse_slo
 from tests.test_cli import at, bench  # noqa: F401
 
+ROOT = Path(__file__).parent.parent
 L4 = ("--gpu", "l4", "--kv", "fp8")
 
 
@@ -84,6 +85,9 @@ def test_each_workload_of_a_grid_is_told_by_its_own_sizes(at: Path) -> None:  # 
         (("--gpu", "l4", "--kv", "fp16", "--", "--max-model-len", "131072"), "than the 40,960 tokens"),
         (("--gpu", "a10g", "--model", "synthetic:qwen3-8b", "--kv", "fp16"), "unless one request of --max-model-len"),
         (("--gpu", "l4", "--model", "someone/unheard-of"), "not known before the server reports it"),
+        (("--gpu", "cpu", "--model", "synthetic:qwen3-4b"), "nobody knows how fast it is"),
+        (("--gpu", "l4", "--", "--data-parallel-size", "2"), "replicas are not simulated"),
+        (("--agents", "3", "--tp", "2"), "leave tp out"),
         ((), "--gpu is missing"),
         (("--calibrate", "nowhere"), "is not the folder of a run"),
     ],
@@ -93,6 +97,37 @@ def test_what_cannot_be_planned_says_why(at: Path, words: tuple[str, ...], says:
     assert ran.returncode == 2, ran.stderr
     assert says in ran.stderr
     assert not (at / "results").exists()
+
+
+def test_two_stages_are_two_cards_to_pay_for(at: Path) -> None:  # noqa: F811
+    ran = bench("plan", *L4, "--levels", "1", "--requests", "12", "--no-bounds", "--json", "--", "-pp", "2")
+    (variant,) = json.loads(ran.stdout)["variants"].values()
+    prices = {lever["what"]: lever["price_usd_h"] for lever in variant["outlook"]["levers"]}
+    assert prices["half as many turns"] == pytest.approx(2 * 1.3237, rel=0.01)
+    assert prices["--tp 2"] == pytest.approx(4 * 1.3237, rel=0.01)
+
+
+def test_past_the_knee_the_band_is_that_of_what_is_past_it(at: Path) -> None:  # noqa: F811
+    speed = (
+        "[speed]\nstep_s = 0.001\nweights_s = 0.02\ntoken_s = 2e-4\nattend_s = 2e-8\nread_s = 3e-7\nsequence_s = 0\n"
+    )
+    told = (
+        (ROOT / "launch" / "l4.toml").read_text() + speed + "request_s = 0.005\nsaid_s = 0\nbelow = 1.1\npast = 3.0\n"
+    )
+    (at / "my.toml").write_text(told)
+    words = ("--levels", "1,2", "--no-prefix-caching", "--requests", "24", "--no-bounds", "--json")
+    (variant,) = json.loads(bench("plan", "--gpu", "my.toml", *words).stdout)["variants"].values()
+    low, high = variant["outlook"]["bands"][0]["ttft_p50_s"]
+    assert high == pytest.approx(9 * low)
+
+
+def test_sizing_asks_of_each_machine_what_a_plan_of_it_asks(at: Path) -> None:  # noqa: F811
+    told = bench("plan", "--agents", "2", "--model", "synthetic:qwen3-8b", "--workload", "short-qa").stdout
+    assert "1 x 2 l4 " in told, "on one the cache would hold 15,654 tokens, and vLLM would not start"
+    assert "1 x l4" not in told
+    none = bench("plan", "--agents", "2", "--kv", "nonsense").stdout
+    assert "No machine on file does it." in none
+    assert "not h100: its file has no precision nonsense" in none
 
 
 def test_the_best_level_is_the_last_that_keeps_the_promise() -> None:

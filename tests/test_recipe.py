@@ -45,12 +45,20 @@ def test_precisions_become_vllms_own_names() -> None:
 
 
 def test_the_users_flags_replace_ours_in_any_spelling() -> None:
-    extra = ("--max_num_seqs=4", "--no-enable-chunked-prefill", "-tp", "2", "--port", "8123", "--brand-new", "x")
+    extra = ("--max_num_seqs=4", "--no-enable-chunked-prefill", "-pp", "2", "--port", "8123", "--brand-new", "x")
     words = launch(extra=extra).arguments("M", 1)
+    assert launch(extra=extra).number("--max-num-seqs") == 4
+    assert launch(extra=extra, tp=2).cards == 4
     assert tuple(words[-len(extra) :]) == extra
     ours = words[: -len(extra)]
-    for flag in ("--max-num-seqs", "--enable-chunked-prefill", "--tensor-parallel-size", "--port"):
+    for flag in ("--max-num-seqs", "--enable-chunked-prefill", "--port"):
         assert flag not in ours
+
+
+@pytest.mark.parametrize("flag", ["-tp", "--tensor_parallel_size=2", "--kv-cache-dtype", "--no-enable-prefix-caching"])
+def test_what_bench_counts_with_has_one_place_to_be_said(flag: str) -> None:
+    with pytest.raises(BenchError, match="bench counts with it"):
+        launch(extra=(flag, "2"))
 
 
 def test_switches_turn_off() -> None:
@@ -117,9 +125,26 @@ def test_what_the_agents_do_can_be_varied_like_the_server() -> None:
     assert spread.workload.file.arrivals.start == "spread"
 
 
+def test_keys_of_a_workload_are_changed_in_the_one_that_is_varied_wherever_that_stands() -> None:
+    axes = ("workload.session.turns=3,5", "workload=short-qa,coding-agent")
+    made = vary.vary(Cell(launch(), workload.load("coding-agent")), axes)
+    assert {cell.workload.file.session.turns for cell in made.values()} == {3, 5}
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [("kv=fp16,fp16",), ("kv=fp16,fp8", "kv=fp8,tq4"), ("max-num-seqs=4", "max_num_seqs=8"), ("kv-cache-dtype=fp8",)],
+)
+def test_variants_that_could_not_be_told_apart_are_refused(axes: tuple[str, ...]) -> None:
+    with pytest.raises(BenchError, match=r"one name|twice|different things|counts with it"):
+        varied(launch(), axes)
+
+
 @pytest.mark.parametrize(
     ("axis", "says"),
     [
+        ("workload.arrivals.sessions_per_s=0", "no session would ever begin"),
         ("workload=nothing", "no file workloads/nothing.toml"),
         ("workload.turns=6", "unknown key 'turns'"),
         ("workload.session.turns=many", "should be"),

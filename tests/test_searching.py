@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench import calibrate
 from bench.records import Folder, attempts, is_last
 from tests.test_cli import HERE, SMALL, at, bench, fake, fine  # noqa: F401
 
@@ -56,6 +57,8 @@ def test_a_user_sees_why_each_level_is_played_and_prediction_and_outcome_side_by
     said = " ".join(ran.stdout.split())
     assert f"predicted (arithmetic: 3.1 sessions fit) the last level before the knee 3, found {lo} to {hi}" in said
     assert "--search: levels end when they are certain" in said
+    fitted = calibrate.rows(Folder.open(at / "run"), "fp16")
+    assert {level.concurrency: row.requests for level, row in fitted.items()} == requests
     again = bench("report", "run")
     assert again.returncode == ran.returncode
     checked(at / "run")

@@ -1,7 +1,7 @@
 """Small scenes of which every step can be worked out by hand; that vLLM does the same is tests/real/test_scheduler."""
 
 import asyncio
-from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +10,7 @@ from bench.blocks import Blocks, Text
 from bench.errors import BenchError
 from bench.load import Level
 from bench.records import TurnRecord
-from bench.simulate import ENDLESS, Door, Engine, Outline, Setup
+from bench.simulate import ENDLESS, Engine, Outline, Setup
 from bench.speed import Speed
 from bench.workload import Turn
 
@@ -28,8 +28,10 @@ def turn(session: int, tokens: int, output: int, shared: int = 0, number: int = 
     return Turn("fp16", "realistic", 1, 0, session, number, prompt, tokens, 0, output, 0.0)
 
 
-def served(setup: Setup, *turns: Turn, together: bool = False) -> tuple[list[TurnRecord], Engine]:
-    engine = Engine(setup, SECOND)
+def served(
+    setup: Setup, *turns: Turn, together: bool = False, speed: Speed = SECOND
+) -> tuple[list[TurnRecord], Engine]:
+    engine = Engine(setup, speed)
 
     async def go() -> list[TurnRecord]:
         if together:
@@ -141,26 +143,23 @@ def test_a_prompt_larger_than_the_cache_is_refused() -> None:
         served(Setup(block_size=4, blocks=5, budget=64, most_sequences=8), turn(0, 21, output=1))
 
 
-def left(door: Door, *visits: tuple[float, float]) -> Sequence[float]:
-    """When each is through, of those who come at a time with so much to do."""
-
-    async def visit(comes: float, work: float) -> float:
-        await asyncio.sleep(comes)
-        await door.through(work)
-        return asyncio.get_running_loop().time()
-
-    async def go() -> list[float]:
-        return await asyncio.gather(*(visit(*one) for one in visits))
-
-    return virtual.run(go())
+def begun(request_s: float, way_s: float, *turns: Turn) -> list[float | None]:
+    """When each of those that come together has its first token, by a server of a second a step."""
+    records, _ = served(SMALL, *turns, together=True, speed=replace(SECOND, request_s=request_s, way_s=way_s))
+    return [record.first_s for record in records]
 
 
-def test_all_who_are_at_the_door_share_its_time() -> None:
-    assert left(Door(), (0, 1), (0, 1), (0, 1)) == pytest.approx([3, 3, 3])
-    # Half of the first is done when the second comes; each has half of the door, until the first is through.
-    assert left(Door(), (0, 1), (0.5, 1)) == pytest.approx([1.5, 2])
-    assert left(Door(), (0, 1), (2, 1)) == pytest.approx([1, 3])
-    assert left(Door(), (0, 3), (1, 0.5)) == pytest.approx([3.5, 2])
+def test_requests_come_in_one_after_the_other_and_the_rest_of_their_way_together() -> None:
+    several = [turn(session, 8, output=1) for session in range(3)]
+    # The first is there at 1.25 and has a step; the others have come when it ends, and share the next.
+    assert begun(0.25, 1.0, *several) == pytest.approx([2.25, 3.25, 3.25])
+    assert begun(2.0, 0.0, *several) == pytest.approx([3, 5, 7])
+
+
+def test_a_request_that_comes_within_a_step_waits_for_its_end_at_the_door_and_not_in_the_queue() -> None:
+    records, _ = served(SMALL, turn(0, 8, output=1), turn(1, 8, output=1), together=True,
+                        speed=replace(SECOND, request_s=0.5))  # fmt: skip
+    assert [record.queue_s for record in records] == [0, 0]
 
 
 def level(concurrency: int) -> foresight.Played:
