@@ -50,7 +50,7 @@ test: install
 bench-client: .venv/.installed $(PEERS:%=.peers/%/.installed) $(if $(filter vllm,$(CLIENTS)),$(ENGINE))
 	.venv/bin/python -m tests.clients.measure $(CLIENTS) --levels $(LEVELS) --repeats $(REPEATS) --out $(OUT)
 
-# A benchmark of the simulator and no test: real sweeps that its constants were not fitted to, half an hour the first time.
+# A benchmark of the simulator and no test: real sweeps that its constants were not fitted to, and searches. An hour, once.
 prediction: install
 	.venv/bin/python -m tests.prediction.measure $(RUNS)
 

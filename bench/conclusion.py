@@ -193,6 +193,7 @@ def _verdict(rows: Sequence[LevelRow], records: Sequence[TurnRecord], slo: Slo, 
         "ceiling_confidence": knee.ceiling_confidence(slo, turns[top], _above(turns, top)) if top is not None else None,
         "slo": slo.text,
         "highest": told[-1].concurrency if told else None,
+        "burst": _burst(turns, top, slo) if broken_promise else None,
         "failed": [row.concurrency for row in realistic if row.why_none],
         "predicted_knee": server.fits,
         "cause": reason.sentence if reason else None,
@@ -242,6 +243,16 @@ def _compared(rows: Sequence[LevelRow], found: Knee | None, top: int | None) -> 
     levels = [row.concurrency for row in rows]
     above = [level for level in levels if top is None or level > top]
     return (top, above[0]) if top is not None and above else (levels[0], levels[-1])
+
+
+def _burst(turns: dict[int, list[TurnRecord]], top: int | None, slo: Slo) -> dict[str, int] | None:
+    """Where the promise breaks: is it by those who open the first sessions, all at once?"""
+    level = next((level for level in sorted(turns) if top is None or level > top), None)
+    if level is None or not slo.metric.startswith("ttft"):
+        return None
+    over = [one for one in turns[level] if stats.least(one) > slo.limit]
+    first = sum(one.turn == 1 and one.session < level for one in over)
+    return {"level": level, "over": len(over), "first": first} if 2 * first > len(over) else None
 
 
 def _seen(found: Knee | None, below: bool, broken_promise: bool) -> cause.Seen:

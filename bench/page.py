@@ -107,7 +107,9 @@ def _list(said: Sequence[str]) -> str:
 
 def _sentence(text: str) -> str:
     """What it is about stands out."""
-    match = re.match(r"(?:Knee|Failed|Cause|Unlucky|Predicted|Ceiling|The cache|Official SDK|Worst case):", text)
+    match = re.match(
+        r"(?:Knee|Failed|Cause|Unlucky|Predicted|Ceiling|Together|The cache|Official SDK|Worst case):", text
+    )
     about = match[0] if match else ""
     return tag("li", tag("strong", about), clean(text.removeprefix(about)))
 

@@ -3,6 +3,7 @@
 import asyncio
 import selectors
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from bench import interrupt
@@ -46,5 +47,11 @@ class Clock:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    with interrupt.held(), asyncio.Runner(loop_factory=_Loop) as runner:
-        return runner.run(main)
+    """In a thread of its own, for a search asks what a level would do while a real loop is running."""
+
+    def go() -> T:
+        with asyncio.Runner(loop_factory=_Loop) as runner:
+            return runner.run(main)
+
+    with interrupt.held(), ThreadPoolExecutor(1) as pool:
+        return pool.submit(go).result()

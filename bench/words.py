@@ -144,6 +144,10 @@ def _beside(verdict: dict[str, Any]) -> Iterator[str]:
     if verdict["prediction"]:
         yield _prediction(verdict["prediction"])
     yield _ceiling(verdict)
+    if burst := verdict.get("burst"):
+        these = f"{burst['first']} of the {burst['over']} requests that break it"
+        text = f"Together: at {burst['level']} sessions {these} open the first sessions, all at once."
+        yield f"{text} Where agents come one by one: --vary workload.arrivals.start=spread."
     if search := verdict.get("search"):
         yield _search(search, verdict)
 

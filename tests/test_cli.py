@@ -48,6 +48,8 @@ BAD = {
     "level nought": (("--gpu", "l4", "--levels", "0,1"), "is not a list of numbers"),
     "levels twice": (("--gpu", "l4", "--levels", "1", "--max-c", "4"), "exclude each other"),
     "a promise that nobody can keep": (("--gpu", "l4", "--slo", "ttft_p99<0s"), "can never be kept"),
+    "a share as a time": (("--gpu", "l4", "--slo", "ttft_p99<95%"), "is a time"),
+    "a time as a share": (("--gpu", "l4", "--slo", "eligible_hit_rate>2s"), "is no time"),
     "a promise that cannot be read": (("--gpu", "l4", "--slo", "fast"), "is not METRIC<VALUE"),
     "a prompt longer than the context": (("--gpu", "l4", "--workload", "reviewer"), "longest context is 50,"),
     "a level beyond reason": (("--gpu", "l4", "--levels", "1,1000000000"), "is not a list of numbers"),

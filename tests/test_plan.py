@@ -2,6 +2,9 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +102,31 @@ def test_what_cannot_be_planned_says_why(at: Path, words: tuple[str, ...], says:
     assert not (at / "results").exists()
 
 
+def test_where_it_is_the_first_turns_at_once_that_break_the_promise_it_is_said(at: Path) -> None:  # noqa: F811
+    words = (*L4, "--levels", "1,12", "--no-bounds", "--slo", "ttft_p99<1500ms")
+    together, spread = (
+        " ".join(bench("plan", *words, *more, "--out", out).stdout.split())
+        for out, *more in (("a",), ("b", "--vary", "workload.arrivals.start=spread"))
+    )
+    assert "requests that break it open the first sessions, all at once" in together
+    assert "all at once" not in spread
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_plan_that_is_stopped_says_so_and_no_more(at: Path, number: signal.Signals) -> None:  # noqa: F811
+    words = [sys.executable, "-m", "bench", "plan", *L4, "--levels", "3000", "--no-bounds", "--out", "run"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (at / "run" / "run.json").is_file():
+        assert process.poll() is None
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "bench: interrupted"
+    assert not [word for word in ("Traceback", "never awaited", "never retrieved", "destroyed") if word in said]
+    assert "bench plan makes it again" in bench("sweep", "--resume", "run").stderr
+    assert "plan it again" in bench("report", "run").stderr
+
+
 def test_two_stages_are_two_cards_to_pay_for(at: Path) -> None:  # noqa: F811
     ran = bench("plan", *L4, "--levels", "1", "--requests", "12", "--no-bounds", "--json", "--", "-pp", "2")
     (variant,) = json.loads(ran.stdout)["variants"].values()
@@ -124,7 +152,7 @@ def test_past_the_knee_the_band_is_that_of_what_is_past_it(at: Path) -> None:  #
 def test_sizing_asks_of_each_machine_what_a_plan_of_it_asks(at: Path) -> None:  # noqa: F811
     told = bench("plan", "--agents", "2", "--model", "synthetic:qwen3-8b", "--workload", "short-qa").stdout
     assert "1 x 2 l4 " in told, "on one the cache would hold 15,654 tokens, and vLLM would not start"
-    assert "1 x l4" not in told
+    assert "1 x l4 " not in told
     none = bench("plan", "--agents", "2", "--kv", "nonsense").stdout
     assert "No machine on file does it." in none
     assert "not h100: its file has no precision nonsense" in none

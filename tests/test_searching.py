@@ -31,7 +31,7 @@ def on_file(run: Path) -> dict[int, int]:
     return dict(Counter(one.concurrency for one in records if one.turn > 0 and is_last(last, one)))
 
 
-def checked(run: Path) -> dict[str, Any]:
+def checked(run: Path, ceiling: bool = False) -> dict[str, Any]:
     """A search that came to its end, on a server whose cache holds three sessions."""
     told = json.loads((run / "run.json").read_text())
     verdict: dict[str, Any] = told["verdict"]
@@ -40,7 +40,7 @@ def checked(run: Path) -> dict[str, Any]:
     assert verdict["ledger"]["planned"] == verdict["ledger"]["ok"] == sum(on_file(run).values())
     assert verdict["ledger"]["never_sent"] == 0
     assert verdict["knee"] in ([3, 4], [4, 5]), "who comes first of those who come together is a matter of time"
-    assert verdict["ceiling"] is None
+    assert ceiling or verdict["ceiling"] is None
     return verdict
 
 
@@ -62,6 +62,22 @@ def test_a_user_sees_why_each_level_is_played_and_prediction_and_outcome_side_by
     again = bench("report", "run")
     assert again.returncode == ran.returncode
     checked(at / "run")
+
+
+def test_where_the_speed_is_known_the_first_level_corrects_what_is_expected(at: Path) -> None:  # noqa: F811
+    speed = {"step_s": 1e-3, "weights_s": 0, "token_s": 1e-5, "attend_s": 0, "read_s": 0, "sequence_s": 0,
+             "request_s": 1e-3, "said_s": 0}  # fmt: skip
+    told = (
+        (HERE / "real" / "small.toml").read_text() + "\n[speed]\n" + "".join(f"{k} = {v}\n" for k, v in speed.items())
+    )
+    (at / "known.toml").write_text(told)
+    ran = bench("sweep", "--gpu", "known.toml", *SMALL_CACHE[3:], "--search", "--slo", "ttft_p99<40ms",
+                *fake("small-paced"), "--out", "run")  # fmt: skip
+    assert fine(ran), ran.stderr
+    checked(at / "run", ceiling=True)
+    (facts,) = json.loads((at / "run" / "run.json").read_text())["variants"].values()
+    assert facts["search"]["prediction"]["how"] == "simulated"
+    assert "times as slow as assumed" in facts["search"]["corrected"]["how"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

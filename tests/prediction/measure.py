@@ -2,7 +2,7 @@
 what does a search cost that begins with what it says, beside the sweep of all levels?
 
 python -m tests.prediction.measure RUNS: plays on the CPU engine what is not in the folder RUNS yet, fits the constants
-to the settings named for it, and prints predicted and measured side by side. Three quarters of an hour, once, on a
+to the settings named for it, and prints predicted and measured side by side. An hour, once, on a
 machine that has nothing else to do: a level at which the client was late is left out.
 """
 
