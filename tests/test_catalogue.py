@@ -43,19 +43,19 @@ def made(row: Row, launch: dict[str, Any] | None) -> list[Entry]:
 
 
 def test_each_precision_has_its_line(row: Row) -> None:
-    fp8, tq4 = made(row, {"name": "l4", "tp": 2, "file": {"card": CARD}})
+    fp8, tq4 = made(row, {"name": "l4", "tp": 2, "extra": [], "file": {"card": CARD}})
     assert (fp8.precision, fp8.knee, fp8.ceiling, fp8.req_per_s) == ("fp8", "12 to 14", 12, 8.0)
     assert (tq4.precision, tq4.knee, tq4.ceiling) == ("tq4", "none up to 16", None)
     assert (tq4.req_per_s, tq4.usd_per_1000_tasks) == (None, None)
 
 
 def test_a_thousand_tasks_cost_what_all_cards_take_for_a_thousand_sessions(row: Row) -> None:
-    fp8, _ = made(row, {"name": "l4", "tp": 2, "file": {"card": CARD}})
+    fp8, _ = made(row, {"name": "l4", "tp": 2, "extra": [], "file": {"card": CARD}})
     assert fp8.usd_per_1000_tasks == pytest.approx(1000 * 12 / 8.0 / 3600 * 0.9 * 2)  # 1,500 s of two cards
 
 
 def test_what_has_no_price_has_a_dash(row: Row) -> None:
-    for launch in (None, {"name": "cpu", "tp": 1, "file": {"card": None}}):
+    for launch in (None, {"name": "cpu", "tp": 1, "extra": [], "file": {"card": None}}):
         line, _ = Parsed(index_html(made(row, launch))).cells()
         assert line["$ / 1,000 tasks"].text == "-"
     assert made(row, None)[0].card == "NVIDIA L4"
