@@ -22,14 +22,15 @@ MOST = int(sys.argv[-1]) if __name__ == "__main__" else 28  # sessions; 28: thir
 LADDER = levels_up_to(MOST)
 AGENT = WorkloadFile("", 2_000, SessionShape(8, 700, 40))
 PROCESSOR = Speed(  # one of its own: what is fitted to a machine may change
-    step_s=1.7e-3,
+    step_s=1.78e-3,
     weights_s=0.0,
-    token_s=1.8e-6,
-    attend_s=4.2e-9,
-    read_s=1.9e-8,
-    sequence_s=1.9e-4,
-    request_s=8.7e-3,
-    said_s=2.1e-7,
+    token_s=1.63e-6,
+    attend_s=4.18e-9,
+    read_s=9.39e-9,
+    sequence_s=3.12e-4,
+    request_s=2.18e-3,
+    said_s=2.31e-7,
+    way_s=6.44e-3,
 )
 FILES = {
     "agent": AGENT,
@@ -158,7 +159,7 @@ def agree(name: str, ours: Found) -> bool:
 def test_it_finds_what_every_level_one_by_one_finds_in_a_fraction_of_the_time(name: str) -> None:
     ours = searched(SETTINGS[name], predicted(SETTINGS[name]))
     assert agree(name, ours), (ours, one_by_one(name)[0])
-    assert ours.server_s <= 0.6 * one_by_one(name)[0].server_s, "a fifth over all of them; see the next test"
+    assert ours.server_s <= 0.4 * one_by_one(name)[0].server_s, "a fifth over all of them; see the next test"
 
 
 def test_over_all_settings_it_takes_less_than_a_fifth_of_the_time_and_nearly_always_finds_the_very_same() -> None:
