@@ -144,10 +144,8 @@ class Kept:
             for pid in strays:
                 self._segments.look(pid, closely=True)
             keeper.send(strays, SIGKILL)
-            for pid in strays:
-                with suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
             time.sleep(0.02)
+        keeper.reap({self._keeper.pid})
         self._left += keeper.tidy(self._segments, self._temporary)
 
     def _close(self) -> None:

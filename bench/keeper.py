@@ -79,6 +79,7 @@ class Keeper:
                 trim(self._log, self._limit)
             elif time.monotonic() >= self._kill_at:
                 send(descendants(os.getpid()) | ({self._leader} if self._code is None else set()), signal.SIGKILL)
+        self._reap()  # those that were killed last
         for what in tidy(self._segments, self._temporary):
             self.tell(f"left {what}")
 
@@ -137,10 +138,10 @@ def dying_with(parent: int) -> Callable[[], None]:
 
 def processes() -> dict[int, tuple[int, int, str]]:
     """Parent, session and beginning (in the kernel's ticks) of every process but those that only wait to be reaped."""
-    return {pid: (parent, session, began) for pid, (lives, parent, session, began) in _table().items() if lives}
+    return {pid: (parent, session, began) for pid, (lives, parent, session, began) in table().items() if lives}
 
 
-def _table() -> dict[int, tuple[bool, int, int, str]]:
+def table() -> dict[int, tuple[bool, int, int, str]]:
     """The dead too: their children may not be handed on yet. One whose first thread ended lives in the others."""
     found = {}
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
@@ -153,11 +154,19 @@ def _table() -> dict[int, tuple[bool, int, int, str]]:
 
 
 def descendants(root: int) -> set[int]:
-    everyone = _table()
+    everyone = table()
     found: set[int] = set()
     while more := {pid for pid, (_, parent, *_) in everyone.items() if parent in found | {root}} - found:
         found |= more
     return {pid for pid in found if everyone[pid][0]}
+
+
+def reap(but: set[int]) -> None:
+    """The dead of other sessions that came to us: who adopts them after us may never ask for them."""
+    for pid, (lives, parent, session, _) in table().items():
+        if not lives and parent == os.getpid() and session != os.getsid(0) and pid not in but:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def send(pids: Iterable[int], number: int) -> None:

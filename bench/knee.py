@@ -166,5 +166,5 @@ def ceiling_confidence(slo: Slo, kept: Turns, broken: Turns) -> float | None:
     return sample.chance_below(at, limit) * (1 - sample.chance_below(above, limit) if above else 1.0)
 
 
-def _flags(turns: Turns, flag: Callable[[TurnRecord], bool | None]) -> list[list[float]]:
-    return [[float(bool(flag(record))) for record in session] for session in stats.by_session(turns)]
+def _flags(turns: Turns, flag: Callable[[TurnRecord], bool | None]) -> sample.Flags:
+    return sample.flags(map(flag, session) for session in stats.by_session(turns))

@@ -82,28 +82,29 @@ def intervals(sessions: Groups, shares: Sequence[float]) -> list[tuple[float | N
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
-def alike(sessions: Groups) -> float:
+Flags = Sequence[tuple[int, int]]  # of each session: how many of its requests did it, and how many it has
+
+
+def flags(sessions: Iterable[Iterable[object]]) -> Flags:
+    return [(sum(map(bool, session)), len(session)) for session in map(list, sessions)]
+
+
+def alike(sessions: Flags) -> float:
     """The design effect: how many requests of these say as much as one independent request (1: they are independent).
 
-    From the intraclass correlation of the values, which are 0 or 1 where a share is asked for.
+    From the intraclass correlation of ones and noughts.
     """
-    sizes = np.array([len(session) for session in sessions], float)
-    n, k = sizes.sum(), len(sessions)
+    ones, sizes = np.array(sessions, float).reshape(-1, 2).T
+    n, k = float(sizes.sum()), len(sizes)
     if k < 2 or n <= k:
         return 1.0
-    means, rest = np.empty(k), np.empty(k)
-    for size in np.unique(sizes):  # those of one length at once
-        here = np.flatnonzero(sizes == size)
-        values = np.array([sessions[at] for at in here.tolist()], np.float64)
-        means[here] = values.mean(axis=1)
-        rest[here] = ((values - means[here, None]) ** 2).sum(axis=1)
-    grand = float((means * sizes).sum() / n)
-    between = float((sizes * (means - grand) ** 2).sum() / (k - 1))
-    within = sum(rest.tolist()) / (n - k)
-    usual = (n - (sizes**2).sum() / n) / (k - 1)
-    spread = between + (usual - 1) * within
+    means = ones / sizes
+    between = float((sizes * (means - ones.sum() / n) ** 2).sum() / (k - 1))
+    within = float((ones * (1 - means)).sum() / (n - k))
+    unequal = float((sizes**2).sum() / n)
+    spread = between + ((n - unequal) / (k - 1) - 1) * within
     correlation = (between - within) / spread if spread > 0 else 0.0
-    return float(1 + ((sizes**2).sum() / n - 1) * max(0.0, correlation))
+    return 1 + (unequal - 1) * max(0.0, correlation)
 
 
 @cache
@@ -125,23 +126,18 @@ def needs(sessions: Groups, share: float) -> int:
     edge = percentile(values, share)
     if edge is None:
         return 1
-    effect = alike([[float(value > edge) for value in session] for session in sessions])
+    effect = alike(flags([value > edge for value in session] for session in sessions))
     missing = floor(share) * effect - len(values)
     return max(0, math.ceil(missing / (len(values) / len(sessions))))
 
 
-def chance_below(sessions: Groups, limit: float) -> float:
-    """How sure it is that the true share of ones is below `limit` (Jeffreys' posterior of a share)."""
-    values = [value for session in sessions for value in session]
-    n = len(values) / alike(sessions)
-    ones = sum(values) / len(values) * n
-    return float(np.mean(np.random.default_rng(0).beta(ones + 0.5, n - ones + 0.5, size=100_000) < limit))
-
-
-def posterior(ones: int, n: int, limit: float) -> float:
-    """`chance_below` of single values, without drawing any: cheap enough to be asked while a level is played."""
+def chance_below(sessions: Flags, limit: float) -> float:
+    """How sure it is that the true share of ones is below `limit`: Jeffreys' posterior, of as many requests as these
+    are worth. Cheap enough to be asked while a level is played."""
     if limit <= 0:
         return 0.5
+    n = sum(size for _, size in sessions) / alike(sessions)
+    ones = n * sum(one for one, _ in sessions) / sum(size for _, size in sessions)
     k, rest = ones + 0.5, n - ones + 0.5
     t = np.linspace(0.0, 1.0, POINTS + 1)[1:-1]  # x = limit t^2 has no pole
     logs = math.lgamma(n + 1) - math.lgamma(k) - math.lgamma(rest) + k * math.log(limit)

@@ -4,10 +4,11 @@ The rule, in the words a user reads (README, "A search instead of a sweep"):
 - First the level below the predicted knee, then the one above. Where they disagree with it, on by 1, 2, 4, ... sessions
   until the knee lies between two levels, then halve what lies between. The ceiling in the same way, by the same levels.
 - Of the two levels that it ends with, one that is less than 90 % sure is played again.
-- A level ends early once all it is played for is certain. Past the knee: so many requests lost their history that the
-  whole of it can only be called broken, and 90 % sure, those of one session counted as one. Healthy: 90 % sure, and
-  twice as many sessions begun as there are places, so that all of them have been at their deepest. The same of the
-  promise. What another level has answered is not asked again: no history lost above, a promise broken below.
+- A level ends early once all it is played for is certain, by whole sessions as in the verdict. Past the knee: so many
+  requests lost their history that the whole of it can only be called broken, and 90 % sure. Healthy: 90 % sure, and
+  twice as many sessions begun as there are places, so that all of them have been at their deepest; from then on 99 %
+  sure ends one that is past the knee as well. The same of the promise. What another
+  level has answered is not asked again: no history lost above, a promise broken below.
 - The first level also tells how fast the server is: what was simulated of the ceiling is corrected by it.
 """
 
@@ -23,6 +24,7 @@ from bench.records import TurnRecord
 from bench.schedule import Schedule, default_levels
 
 SURE = 0.9
+FORETOLD = 0.01  # the chance that is left to a level called broken before the whole of it has to be called that
 PLAYS = 2  # of a level that is not sure, at most
 COUNTED = 64  # sessions: a bracket of more is as narrow as one in so many of them
 BLIND = 8  # sessions to begin with, where nothing is known of the cache
@@ -43,7 +45,11 @@ class Answer:
 
     @property
     def sure(self) -> bool:
-        return self.chance is None or not 1 - SURE < self.chance < SURE
+        return self.chance is None or _sure(self.chance)
+
+
+def _sure(chance: float) -> bool:
+    return not 1 - SURE < chance < SURE
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,24 +254,22 @@ class Count:
     share: float
     planned: int
     grown: int | None  # sessions begun, when all places have had one at its deepest; None: no moment is the deepest
-    requests: int = 0
     ones: int = 0
-    sessions: set[tuple[int, int]] = field(default_factory=set)
-    flagged: set[tuple[int, int]] = field(default_factory=set)
+    sessions: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
 
     def take(self, record: TurnRecord) -> None:
-        self.requests += 1
-        self.sessions.add((record.repeat, record.session))
-        if self.flag(record):
-            self.ones += 1
-            self.flagged.add((record.repeat, record.session))
+        one, own = bool(self.flag(record)), (record.repeat, record.session)
+        ones, size = self.sessions.get(own, (0, 0))
+        self.ones, self.sessions[own] = self.ones + one, (ones + one, size + 1)
 
     def certain(self) -> bool:
-        """Broken, whatever comes; or fine, when every place has had a session that grew to its end."""
-        if self.ones > self.share * (self.planned - 1) + 1:
-            return sample.posterior(len(self.flagged), self.requests, self.share) <= 1 - SURE
+        """Of what can only be called broken, whatever comes; or when every place has had a session at its deepest."""
+        broken = self.ones > self.share * (self.planned - 1) + 1
         grown = self.grown is not None and len(self.sessions) >= self.grown
-        return grown and sample.posterior(self.ones, self.requests, self.share) >= SURE
+        if not broken and not grown:
+            return False
+        chance = sample.chance_below([*self.sessions.values()], self.share)
+        return chance <= (1 - SURE if broken else FORETOLD) or (grown and chance >= SURE)
 
 
 @dataclass(slots=True)

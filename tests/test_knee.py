@@ -116,7 +116,8 @@ def test_a_ceiling_is_the_surer_the_more_sessions_kept_it() -> None:
     assert few is not None
     assert many is not None
     assert few < 0.7 < 0.99 < many
-    assert broken == 0.0
+    assert broken is not None
+    assert broken < 1e-30
     hardly = knee.ceiling_confidence(slo, level(0, 60), level(2))
     assert hardly is not None
     assert hardly < 0.7, "the level above may be no worse"

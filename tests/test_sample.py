@@ -52,8 +52,8 @@ def test_turns_of_one_session_count_as_less_than_their_number() -> None:
     rng = np.random.default_rng(2)
     apart = [list(rng.integers(0, 2, 20)) for _ in range(200)]
     same = [[float(one)] * 20 for one in rng.integers(0, 2, 200)]
-    assert sample.alike(apart) == pytest.approx(1, abs=0.2)
-    assert sample.alike(same) == pytest.approx(20, rel=0.01), "20 equal turns say as much as one"
+    assert sample.alike(sample.flags(apart)) == pytest.approx(1, abs=0.2)
+    assert sample.alike(sample.flags(same)) == pytest.approx(20, rel=0.01), "20 equal turns say as much as one"
 
 
 def test_a_percentile_says_how_many_sessions_it_lacks() -> None:
@@ -68,5 +68,5 @@ def test_a_percentile_says_how_many_sessions_it_lacks() -> None:
 
 @pytest.mark.parametrize(("ones", "sure"), [(0, (0.93, 0.98)), (2, (0.3, 0.6)), (12, (0.0, 0.01))])
 def test_how_sure_a_share_lies_under_one_percent(ones: int, sure: tuple[float, float]) -> None:
-    sessions = [[1.0 if number < ones else 0.0] for number in range(200)]
+    sessions = [(int(number < ones), 1) for number in range(200)]
     assert sure[0] <= sample.chance_below(sessions, 0.01) <= sure[1]

@@ -159,7 +159,7 @@ def agree(name: str, ours: Found) -> bool:
 def test_it_finds_what_every_level_one_by_one_finds_in_a_fraction_of_the_time(name: str) -> None:
     ours = searched(SETTINGS[name], predicted(SETTINGS[name]))
     assert agree(name, ours), (ours, one_by_one(name)[0])
-    assert ours.server_s <= 0.4 * one_by_one(name)[0].server_s, "a fifth over all of them; see the next test"
+    assert ours.server_s <= 0.35 * one_by_one(name)[0].server_s, "a fifth over all of them; see the next test"
 
 
 def test_over_all_settings_it_takes_less_than_a_fifth_of_the_time_and_nearly_always_finds_the_very_same() -> None:

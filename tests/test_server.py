@@ -114,15 +114,22 @@ def serve(mode: str, run: Path, *extra: str, start_timeout_s: float = 60) -> Abs
     return server.serve(fake(mode), launch(*extra), run, print, start_timeout_s, stop_timeout_s=1)
 
 
+def children() -> set[int]:
+    """The dead too, while nobody has asked for them."""
+    return {pid for pid, (_, parent, *_) in keeper.table().items() if parent == os.getpid()}
+
+
 @pytest.fixture
 def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No process, no shared memory, no temporary file: whatever the test did."""
     place = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # sockets in it need a short name
     monkeypatch.setattr(tempfile, "tempdir", str(place))
-    shared, processes = set(os.listdir("/dev/shm")), set(keeper.descendants(os.getpid()))
+    shared, processes = set(os.listdir("/dev/shm")), keeper.descendants(os.getpid())
+    had = children()
     yield
     assert ours(tmp_path) == []
     assert keeper.descendants(os.getpid()) <= processes
+    assert children() <= had, "whoever adopts them after us may never ask for them"
     assert not {name for name in os.listdir("/dev/shm") if name.startswith("fake_vllm_")} - shared
     assert [path for path in place.rglob("*") if path.is_file()] == []
     assert list(place.glob("bench-*")) == []

@@ -1,11 +1,7 @@
 """The whole of it against a real vLLM on this machine's CPU, through the command a user types."""
 
 import json
-import signal
 import socket
-import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,7 @@ import pytest
 
 from bench import family
 from bench.records import Folder, TurnRecord
-from tests.real.command import BENCH, SMALL, bench, needs_vllm, sweep
+from tests.real.command import SMALL, bench, needs_vllm, sweep
 
 pytestmark = needs_vllm
 
@@ -130,35 +126,3 @@ def test_a_server_that_refuses_to_start_is_reported_by_its_cause(tmp_path: Path)
     assert str(out / "vllm-fp16.log") in ran.stderr
     assert "Traceback" not in ran.stderr
     assert ours_still_running(out) == []
-
-
-@pytest.fixture
-def under_way(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A sweep that has begun to send; whatever the test does to it, no server survives the test."""
-    out = tmp_path / "cut"
-    words = ["sweep", *SMALL, "--kv", "fp16", "--levels", "2", "--requests", "100000", "--out", str(out)]
-    process = subprocess.Popen([*BENCH, *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 200
-    while not (out / "requests.jsonl").is_file() or (out / "requests.jsonl").stat().st_size < 5000:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    try:
-        yield process, out
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def test_ctrl_c_keeps_the_records_and_leaves_no_server(under_way: tuple[subprocess.Popen[str], Path]) -> None:
-    process, out = under_way
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in err
-    assert "Traceback" not in err
-    assert ours_still_running(out) == []
-    assert json.loads((out / "run.json").read_text())["verdict"]["valid"] is False
-    statuses = [record.status for record in Folder.open(out).records()]
-    assert statuses.count("ok") > 5
-    assert set(statuses) <= {"ok", "cut"}

@@ -1,17 +1,20 @@
 """After every way to end, nothing is left of a real vLLM: no process, however it called itself, no port, no memory."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from bench import family, keeper
+from bench.records import Folder
 from tests.real.command import BENCH, SMALL, needs_vllm
 
 pytestmark = needs_vllm
@@ -47,10 +50,17 @@ def test_nothing_is_left_of_the_engine(way: str, place: Path, tmp_path: Path) ->
     _, said = process.communicate(timeout=200)
     assert process.returncode in codes, said
     assert "Traceback" not in said
-    soon(lambda: not [pid for pid, began in members.items() if family.started(pid) == began])
+    if way == "Ctrl-C":
+        assert "interrupted" in said
+        assert json.loads((out / "run.json").read_text())["verdict"]["valid"] is False
+        statuses = Counter(record.status for record in Folder.open(out).records())
+        assert statuses["ok"] > 0
+        assert set(statuses) <= {"ok", "cut"}
+    soon(lambda: not living(members))
     assert len(members) > 1, "an engine beside its API server"
     assert family.bindable(int(command[command.index("--port") + 1]))
     soon(lambda: set(os.listdir("/dev/shm")) <= shared)
+    soon(lambda: not list(place.glob("bench-*")))  # the keeper's last act, if bench was killed
     assert [path.name for path in place.iterdir() if not path.name.startswith("torchinductor")] == []
 
 
@@ -73,17 +83,19 @@ def test_both_killed_at_once_the_next_run_finds_the_engine_that_lost_its_tag(pla
     def found() -> set[int]:
         return {pid for one in family.orphans(str(place)) if one.run == str(out.resolve()) for pid in one.pids}
 
-    def living() -> set[int]:
-        return {pid for pid in keeper.processes() if pid in members and members[pid] == family.started(pid)}
-
     try:
-        soon(lambda: living() <= found())  # who is not found ends by itself
+        soon(lambda: living(members) <= found())  # who is not found ends by itself
     finally:
-        keeper.send(living(), signal.SIGKILL)
-        soon(lambda: not living())
+        keeper.send(living(members), signal.SIGKILL)
+        soon(lambda: not living(members))
         segments.remove()
     family.orphans(str(place))
     assert list(place.glob("bench-*")) == [], "the folder of those that are gone"
+
+
+def living(members: Mapping[int, str]) -> set[int]:
+    """One that only waits to be reaped is gone: not every init reaps."""
+    return {pid for pid, (*_, began) in keeper.processes().items() if members.get(pid) == began}
 
 
 def soon(true: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
