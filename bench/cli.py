@@ -244,7 +244,12 @@ def cli() -> None:
     help="Go on with a run that was cut, at the level it was in. Takes all its options from there.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the command, the levels and the expected duration; start nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print run.json, verdict included, instead of the table.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print run.json, verdict included, instead of the table; with --dry-run, the plan.",
+)
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM SERVE FLAGS]")
 def sweep(**given: Any) -> int:
     """Start vLLM, replay agent sessions at one concurrency after another, and show where it breaks.
@@ -308,7 +313,7 @@ def _sweep(given: dict[str, Any], path: Path, goes_on: bool = False) -> int:
     wanted.warn_of_exposure(launches, terminal)
     if given["dry_run"]:
         predicted = _predicted(schedules, launches, endpoint, given["slo"]) if given["search"] else {}
-        return _rehearse(schedules, launches, predicted)
+        return _rehearse(schedules, launches, predicted, given["as_json"])
     wanted.warn_of_orphans(terminal)
     folder = records.Folder.open(path) if goes_on else records.Folder.create(path)
 
@@ -332,13 +337,19 @@ def _sweep(given: dict[str, Any], path: Path, goes_on: bool = False) -> int:
         return _close(folder, given["as_json"], terminal)
 
 
-def _rehearse(schedules: "wanted.Schedules", launches: "wanted.Launches", predicted: "dict[str, Prediction]") -> int:
+def _rehearse(
+    schedules: "wanted.Schedules", launches: "wanted.Launches", predicted: "dict[str, Prediction]", as_json: bool
+) -> int:
     from bench import report, search
     from bench.schedule import forecast
 
     plans = {name: search.opening(schedules[name], said) for name, said in predicted.items()} or schedules
     forecasts = {name: forecast(plans[name], name, launch) for name, launch in launches.items()}
-    _tell(report.rehearsal({name: one.levels(name) for name, one in plans.items()}, launches, forecasts))
+    levels = {name: one.levels(name) for name, one in plans.items()}
+    if as_json:
+        _tell(report.rehearsed(levels, launches, forecasts, predicted))
+        return Exit.FINE
+    _tell(report.rehearsal(levels, launches, forecasts))
     for name, said in predicted.items():
         _tell(f"{name}, predicted: {said}. The search begins with these levels, and goes on where they disagree.")
     return Exit.FINE
@@ -501,10 +512,9 @@ def compare(before: Path, after: Path, fail_on: str | None, markdown: bool) -> i
 
 def _judgeable(sides: "list[Side]") -> None:
     """A gate must not open or close on numbers that mean nothing."""
-    if bad := [one.name for one in sides if not one.valid or one.imported]:
-        raise BenchError(
-            f"--fail-on judges no run that is not valid: {', '.join(bad)}", "leave --fail-on out", Exit.INVALID
-        )
+    if bad := [one.name for one in sides if not one.valid or one.imported or one.simulated]:
+        told = f"--fail-on judges only runs that were measured, and are valid: {', '.join(bad)}"
+        raise BenchError(told, "leave --fail-on out", Exit.INVALID)
 
 
 @cli.command()

@@ -71,6 +71,7 @@ class Side:
     valid: bool
     imported: str | None  # the tool whose result it is, where it is not ours
     notes: tuple[str, ...] = ()  # on how that was read
+    simulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -567,22 +568,29 @@ def _list(texts: Iterable[str]) -> str:
 
 def _notes(a: Sequence[Side], b: Sequence[Side], pairs: Sequence[Pair]) -> Iterator[str]:
     for side in (*a, *b):
-        if side.imported:
-            yield f"{side.name}: imported from {side.imported}, not checked."
-            yield from (f"{side.name}: {note}" for note in side.notes)
-        if not side.valid:
-            yield f"{side.name}: NOT VALID, and so nothing that is said of it."
+        yield from _standing(side)
     for name in dict.fromkeys(name for side in (*a, *b) for name in side.conditions):
         before, after = _values(a, name), _values(b, name)
         if before and after and len(before | after) > 1:
             yield f"DIFFERS: {name}: {_list(before)}, then {_list(after)}."
     for pair in pairs:
         yield from _coverage(pair)
-    if any(min(len(pair.a), len(pair.b)) < 2 for pair in pairs):
+    if any(min(len(pair.a), len(pair.b)) < 2 for pair in pairs) and not any(side.simulated for side in (*a, *b)):
         yield (
             f"One run a side cannot tell a drift of the machine from a difference: {PLAY_NOISE:.0%} a level and "
             f"{RUN_NOISE:.0%} a run of noise were assumed. Three runs a side, taken in turns, show it."
         )
+
+
+def _standing(side: Side) -> Iterator[str]:
+    """What its numbers are worth."""
+    if side.imported:
+        yield f"{side.name}: imported from {side.imported}, not checked."
+        yield from (f"{side.name}: {note}" for note in side.notes)
+    if not side.valid:
+        yield f"{side.name}: NOT VALID, and so nothing that is said of it."
+    if side.simulated:
+        yield f"{side.name}: SIMULATED: nothing was measured, and no two runs of it differ by chance."
 
 
 def _coverage(pair: Pair) -> Iterator[str]:

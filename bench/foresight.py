@@ -49,17 +49,24 @@ def simulated(name: str, launch: Launch, speed: Speed | None = None, tokens: int
     speed = speed or capacity.speed(launch)
     if speed is None:
         raise BenchError(f"{name}: nobody knows how fast it is", "bench plan --calibrate RUN fits that to a real run")
-    size = int(launch.number("--block-size") or GPU_BLOCK)
+    size = _least_one(launch, "--block-size", GPU_BLOCK)
     setup = Setup(
         block_size=size,
         blocks=tokens // size - 1,  # vLLM keeps the first for itself
-        budget=int(launch.number("--max-num-batched-tokens") or 2048),
-        most_sequences=int(launch.number("--max-num-seqs") or 256),
+        budget=_least_one(launch, "--max-num-batched-tokens", 2048),
+        most_sequences=_least_one(launch, "--max-num-seqs", 256),
         chunked=launch.file.serve.chunked_prefill and "--no-enable-chunked-prefill" not in launch.extra,
         caching=launch.prefix_caching,
         threshold=int(launch.number("--long-prefill-token-threshold") or 0),
     )
     return Simulated(name, launch, setup, speed)
+
+
+def _least_one(launch: Launch, flag: str, default: int) -> int:
+    value = launch.number(flag)
+    if value is not None and value < 1:
+        raise BenchError(f"{flag} {value:g}: vLLM would not start", "it has to be at least 1")
+    return default if value is None else int(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ def play(
 
     async def look() -> None:
         while True:
-            samples.append({**_identity(level), "t_s": start_s + engine.clock.now(), **engine.sample()})
+            samples.append({**level.tags, "t_s": start_s + engine.clock.now(), **engine.sample()})
             await asyncio.sleep(SAMPLE_S)
 
     async def go() -> list[TurnRecord]:
@@ -91,14 +98,10 @@ def play(
         stage = Stage(Outline(), server.setup.block_size, engine.send, engine.clock)
         played = await load.play(level, workload, stage, seed, enough)
         looking.cancel()
-        samples.append({**_identity(level), "t_s": start_s + engine.clock.now(), **engine.sample()})
+        samples.append({**level.tags, "t_s": start_s + engine.clock.now(), **engine.sample()})
         return played
 
     return Played([_later(one, start_s) for one in virtual.run(go())], samples)
-
-
-def _identity(level: Level) -> dict[str, Any]:
-    return {name: getattr(level, name) for name in ("variant", "case", "concurrency", "repeat", "attempt")}
 
 
 def _later(one: TurnRecord, by: float) -> TurnRecord:
@@ -131,7 +134,7 @@ def facts(server: Simulated) -> dict[str, Any]:
             "cache": cache,
             "started_by_us": False,
             "log": None,
-            "command": " ".join(server.launch.arguments(server.launch.model, 0)),
+            "command": " ".join(server.launch.arguments(server.launch.model, 0)).replace("--port 0", "--port FREE"),
         },
         "started_s": 0.0,
         "settings": [told, told],

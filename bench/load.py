@@ -59,6 +59,11 @@ class Level:
         return self.variant, self.case, self.concurrency, self.repeat
 
     @property
+    def tags(self) -> dict[str, Any]:
+        """Of whatever is noted while it is played."""
+        return {name: getattr(self, name) for name in ("variant", "case", "concurrency", "repeat", "attempt")}
+
+    @property
     def part(self) -> tuple[int, ...]:
         """Seeds what is the same however often it is begun."""
         case = CASES[self.case] if self.case in CASES else 3 + round(1e6 * miss_rate(self.case))

@@ -108,7 +108,12 @@ RUN = {
             "settings?": history,
             "dialect?": {"name": str},
             "outlook?": OUTLOOK,
-            "search?": {"prediction?": PREDICTION, "corrected?": PREDICTION, "over?": (str, None)},
+            "search?": {
+                "prediction?": PREDICTION,
+                "corrected?": PREDICTION,
+                "corrected_by?": [int],
+                "over?": (str, None),
+            },
         }
     },
 }

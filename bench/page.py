@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench import table, tables, words
+from bench import beside, table, tables, words
 from bench.hypertext import Column, cell, command, document, legend, sortable, worded
 from bench.sample import floor
 from bench.stats import METRICS, NO_PERCENTILES, PERCENTILES, LevelRow, more_sessions, rate, seconds, share, show
@@ -30,7 +30,7 @@ Run = dict[str, Any]
 def page(run: Run, rows: Sequence[LevelRow], figures: Mapping[str, str]) -> str:
     run = _whole(run)
     sections = {
-        "verdict": ("In short", _short(run)),
+        "verdict": ("In short", _short(run, rows)),
         "curve": ("The curve", "".join(_pictures(run, figures, "curve"))),
         "table": ("The table", "".join(_tables(run, rows))),
         "cause": ("Why", "".join([*_causes(run), *_pictures(run, figures, "waits", "luck"), *_luck(run, rows),
@@ -87,18 +87,24 @@ def _stamp(run: Run) -> Iterator[str]:
         yield tag("p", clean(f"Departs from the published recipe: {'; '.join(departs)}."), class_="departs")
 
 
-def _short(run: Run) -> str:
+def _short(run: Run, rows: Sequence[LevelRow]) -> str:
     """Of several variants each under its name."""
     said, names = words.sentences(run), [words.plain(name) for name in run["verdict"]["variants"]]
     if len(names) < 2:
         return _list(said[1:])
-    parts = []
+    parts = [_beside(run, rows)]
     for name in names:
         own = [text for text in said if text.startswith(f"{name}: ")]
         said = [text for text in said if text not in own]
         told = _list([text.removeprefix(f"{name}: ") for text in own])
         parts.append(tag("div", tag("h3", clean(name)), told, data_variant=name))
     return "".join([*parts, _list(said)])
+
+
+def _beside(run: Run, rows: Sequence[LevelRow]) -> str:
+    lines = [tag("tr", tag("th", clean(name), scope="row", class_="text"), *map(worded, cells), data_variant=name)
+             for name, *cells in beside.lines(run, rows)]  # fmt: skip
+    return sortable("The variants beside each other", [Column(head, "", None) for head in beside.HEADS], lines)
 
 
 def _list(said: Sequence[str]) -> str:

@@ -75,12 +75,13 @@ def waterfall(server: Simulated, workload: Workload, seed: int) -> list[str]:
             f"{found.pool_gb or 0:8.1f} GB   left for the KV cache, at {found.bytes_per_token or 0:,.0f} bytes a token",
         ]
     fits, mixed = capacity.sessions(found, workload, seed), capacity.mixed_depth_fit(server.tokens, workload, seed)
+    random = f"; {mixed:.1f} at random depths" if typical.turns > 1 else ""
     return [
         *lines,
         f"{server.tokens:11,}   tokens" + ("" if lines else f" ({found.why})"),
         f"{shared:11,}   of them shared by all sessions, once",
         f"{each:11,.0f}   a session's own at its deepest, its last answer included",
-        f"{fits or 0:11.1f}   sessions fit, all at their deepest; {mixed:.1f} at random depths",
+        f"{fits or 0:11.1f}   sessions fit, all at their deepest{random}",
         *(f"              {note}" for note in found.notes),
     ]
 
@@ -157,6 +158,7 @@ class Outlook:
 
     cliff_s: float
     usd_per_1000_tasks: float | None  # at the ceiling
+    turns: float  # of a task, in the mean
     levers: tuple[Lever, ...]  # the strongest first
     bands: tuple[dict[str, Any], ...]  # of each level: between what and what a real run is expected
     source: str  # of the constants
@@ -172,9 +174,11 @@ def outlook(done: Conclusion, server: Simulated, schedule: Schedule) -> Outlook:
     rows = [row for row in done.rows if (row.variant, row.case) == (server.name, "realistic")]
     over = verdict["knee"][1] if verdict["knee"] else verdict["below"]
     top = next((row.req_per_s for row in rows if row.concurrency == verdict["ceiling"]), None)
+    turns = workload.typical(seed).turns
     return Outlook(
         cliff_s(server, workload, seed),
-        catalogue.price(_usd_h(server.launch), top, workload.typical(seed).turns),
+        catalogue.price(_usd_h(server.launch), top, turns),
+        turns,
         tuple(sorted(levers(server, workload, seed), key=lambda one: -(one.sessions or 0))),
         tuple(_band(row, server.speed, over) for row in rows),
         server.speed.source,
@@ -303,4 +307,6 @@ def fleets(found: Sizing, agents: int, slo: Slo) -> list[str]:
         cards = f"{one.replicas} x {each}{one.launch.name}"
         price = "" if one.usd_per_1000_tasks is None else f"   ${one.usd_per_1000_tasks:,.2f} a thousand tasks"
         lines.append(f"  {cards:16} {one.sessions:5} sessions each   ${one.usd_h:9,.2f} an hour{price}")
+    prices = {one.launch.name: card.price_usd_h.source for one in found.fleets if (card := one.launch.file.card)}
+    lines += [f"  the price of {name}: {source}" for name, source in prices.items()]
     return [*lines, *(f"  not {name}: {why}" for name, why in found.without.items())]

@@ -5,12 +5,14 @@ import shlex
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
-from bench import capacity, inert, page, plots, table
+from bench import beside, capacity, inert, page, plots, table
 from bench.conclusion import Conclusion
 from bench.load import Level
 from bench.recipe import Launch
 from bench.records import Folder
+from bench.search import Prediction
 from bench.words import conditions, footnotes, sentences, stamp, title, unchecked
 
 
@@ -36,8 +38,20 @@ def markdown(done: Conclusion) -> str:
     run = done.run
     said = [*sentences(run), stamp(run), *unchecked(run)]
     parts = [f"# {_inert(title(run))}", "", *(f"- {_inert(text)}" for text in said), ""]
-    parts += [table.markdown(done.rows), *(f"{_inert(note)}\n" for note in footnotes(done.rows)), "## Conditions", ""]
+    parts += [
+        *_beside(done),
+        table.markdown(done.rows),
+        *(f"{_inert(note)}\n" for note in footnotes(done.rows)),
+        "## Conditions",
+        "",
+    ]
     return "\n".join([*parts, *(f"- {_inert(text)}" for text in conditions(run)), ""])
+
+
+def _beside(done: Conclusion) -> list[str]:
+    found = beside.lines(done.run, done.rows)
+    told = [table.cells([inert.markup(cell) for cell in line]) for line in found]
+    return [table.cells(beside.HEADS), table.cells(["---", *["---:"] * 5]), *told, ""] if found else []
 
 
 def _inert(text: str) -> str:
@@ -50,7 +64,8 @@ def closing(done: Conclusion, folder: Folder) -> str:
     width = min(100, shutil.get_terminal_size().columns)
     said = [*footnotes(done.rows), *sentences(done.run), f"{stamp(done.run)}.", *unchecked(done.run)]
     wrap = [textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False) for text in said]
-    return "\n".join([title(done.run), "", table.text(done.rows), *wrap, f"Report: {folder.path / 'report.html'}"])
+    tables = [table.text(done.rows), beside.text(beside.lines(done.run, done.rows))]
+    return "\n".join([title(done.run), "", *filter(None, tables), *wrap, f"Report: {folder.path / 'report.html'}"])
 
 
 def cautions(done: Conclusion) -> str:
@@ -77,6 +92,25 @@ def rehearsal(
     total = sum(guess for guess in guesses if guess is not None)
     duration = "not known" if None in guesses else f"about {max(1, round(total / 60))} min, a first-order guess"
     return "\n".join([*parts, f"Expected duration: {duration}."])
+
+
+def rehearsed(
+    levels: Mapping[str, Sequence[Level]],
+    launches: Mapping[str, Launch],
+    forecasts: Mapping[str, capacity.Forecast],
+    predicted: Mapping[str, Prediction],
+) -> str:
+    """The same for programs."""
+    told = {
+        name: {
+            "levels": [asdict(level) for level in played],
+            "command": _command(launches[name]) if name in launches else None,
+            "forecast": asdict(forecasts[name]) if name in forecasts else None,
+            "predicted": asdict(predicted[name]) if name in predicted else None,
+        }
+        for name, played in levels.items()
+    }
+    return json.dumps({"variants": told}, indent=2)
 
 
 def _command(launch: Launch) -> str:

@@ -7,11 +7,12 @@ The rule, in the words a user reads (README, "A search instead of a sweep"):
 - A level ends early once all it is played for is certain, by whole sessions as in the verdict. Past the knee: so many
   requests lost their history that the whole of it can only be called broken, and 90 % sure. Healthy: 90 % sure, and
   twice as many sessions begun as there are places, so that all of them have been at their deepest; from then on 99 %
-  sure ends one that is past the knee as well. The same of the promise. What another
-  level has answered is not asked again: no history lost above, a promise broken below.
-- The first level also tells how fast the server is: what was simulated of the ceiling is corrected by it.
+  sure ends one that is past the knee as well. The same of the promise. What another level has answered is not asked
+  again: no history lost above, a promise broken below.
+- Each level also tells how fast the server is there: what was simulated of the ceiling is corrected by it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -316,12 +317,13 @@ Played = dict[int, list[TurnRecord]]
 def hunt(aim: Aim, requests: Callable[[int], int], play: Play, foresee: "Foresee | None" = None) -> Played:
     """To its end, against whatever plays a level: its number, which repeat of it, and who says that it is enough."""
     played: Played = {}
+    said = aim.prediction
     while (here := step(aim, seen := judge(played, aim.slo))).level is not None:
         before = played.setdefault(here.level, [])
         watching = watch(aim, seen, here.level, requests(here.level), before)
         before += play(here.level, len({record.repeat for record in before}), watching)
-        if foresee and len(played) == 1:
-            aim = replace(aim, prediction=foresee.corrected(aim.prediction, here.level, before))
+        if foresee and (better := foresee.corrected(said, played)):
+            aim = replace(aim, prediction=better)
     return played
 
 
@@ -343,15 +345,29 @@ class Foresee:
         server = self._server(counted.knee)
         return counted if server is None else self._simulated(server, counted, "simulated") or counted
 
-    def corrected(self, said: Prediction, level: int, turns: Turns) -> Prediction:
-        """After the first level: a machine that is slower than was assumed breaks its promise earlier."""
-        server = self._server(level)
-        if server is None or judge({level: turns}, self.slo)[0].knee.broken:
-            return said
-        slower = _lasted(turns) / _lasted(self._play(server, level)[: len(turns)])
+    def corrected(self, said: Prediction, played: Mapping[int, Turns]) -> Prediction | None:
+        """Until the ceiling lies between two levels, the one next to it tells how fast the server is there. One that
+        lost its history where the simulation did not, or did not where it did, tells nothing of that."""
+        seen = {one.level: one for one in judge(played, self.slo)}
+        found = bracket([(level, one.ceiling.broken) for level, one in seen.items()])
+        level = found.lo or found.hi
+        server = self._server(level) if level and not (found.lo and found.hi) else None
+        if server is None or level is None:
+            return None
+        turns = [record for record in played[level] if record.repeat == 0]
+        assumed = self._play(server, level)[: len(turns)]
+        if judge({level: assumed}, self.slo)[0].knee.broken != seen[level].knee.broken:
+            return None
+        slower = self._pace(turns) / self._pace(assumed)
         told = f"simulated, {slower:.2f} times as slow as assumed"
-        found = self._simulated(_paced(server, slower), said, told)
-        return said if found is None else replace(found, knee=said.knee)
+        expected = self._simulated(_paced(server, slower), said, told)
+        return expected and replace(expected, knee=said.knee)
+
+    def _pace(self, records: Turns) -> float:
+        """Of what was promised: the wait for a first token, or the time that all of it took."""
+        turns = [record for record in records if record.turn > 0]
+        waits = [wait for record in turns if math.isfinite(wait := stats.least(record))]
+        return sum(waits) / len(waits) if self.slo.metric.startswith("ttft") and waits else stats.lasted(turns)
 
     def _server(self, level: int) -> Simulated | None:
         if self.launch is None or self.schedule.requests_at(level) > SIMULATED:
@@ -376,10 +392,6 @@ class Foresee:
             return None
         knees, ceilings = questions(aim, seen)
         return Prediction(knees.bracket.lo or 0, ceilings.bracket.lo or 0, how, start.tokens)
-
-
-def _lasted(records: Turns) -> float:
-    return stats.lasted([record for record in records if record.turn > 0])
 
 
 def _paced(server: Simulated, slower: float) -> Simulated:

@@ -48,6 +48,7 @@ def _run(folder: Folder) -> Side:
         conditions=dict(_conditions(run)),
         valid=run["verdict"]["valid"],
         imported=None,
+        simulated=bool(run.get("simulated")),
     )
 
 

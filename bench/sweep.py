@@ -45,7 +45,6 @@ from bench.troupe import Part
 from bench.workload import Content
 
 DEAF = 3  # requests in a row without an answer, at least: as many as there are sessions
-IDENTITY = ("variant", "case", "concurrency", "repeat", "attempt")
 REFUSED = 20  # in a row, at least, until the server is asked whether it is there at all
 
 
@@ -232,7 +231,7 @@ class Job:
         return found
 
     def aim(self, variant: Variant, played: dict[int, list[TurnRecord]]) -> search.Aim:
-        """Predicted before the first level, corrected after it: and on file, so that what goes on goes the same way."""
+        """Predicted before the first level, corrected after each, and on file: what goes on goes the same way."""
         told, slo = self.facts(variant).setdefault("search", {}), knee.parse_slo(self.run["slo"])
         tokens = self.facts(variant).get("server", {}).get("cache", {}).get("tokens")
         if tokens is None and variant.launch is not None:
@@ -241,12 +240,13 @@ class Job:
         if "prediction" not in told or (not played and told["prediction"]["tokens"] != tokens):
             told["prediction"] = asdict(known.prediction())
             self.show.print(f"{variant.name}, predicted: {Prediction(**told['prediction'])}")
-        if len(played) == 1 and "corrected" not in told:
-            (level, records), said = *played.items(), Prediction(**told["prediction"])
-            told["corrected"] = asdict(known.corrected(said, level, records))
-            if told["corrected"]["ceiling"] != said.ceiling:
-                self.show.print(f"The ceiling is expected at {told['corrected']['ceiling']}: the server is "
-                                f"{told['corrected']['how'].removeprefix('simulated, ')}")  # fmt: skip
+        if played and told.get("corrected_by") != sorted(played):
+            told["corrected_by"] = sorted(played)
+            if better := known.corrected(Prediction(**told["prediction"]), played):
+                if better.ceiling != told.get("corrected", told["prediction"])["ceiling"]:
+                    slower = better.how.removeprefix("simulated, ")
+                    self.show.print(f"The ceiling is expected at {better.ceiling}: the server is {slower}")
+                told["corrected"] = asdict(better)
         return search.aim_of(variant.schedule, slo, Prediction(**told.get("corrected", told["prediction"])))
 
     def enter(self, pending: Sequence[Level]) -> None:
@@ -490,5 +490,4 @@ class Minutes:
 
     def _note(self, file: str, row: dict[str, Any]) -> None:
         assert self._level is not None
-        identity = {name: getattr(self._level, name) for name in IDENTITY}
-        self._job.folder.append(file, {**identity, **row})
+        self._job.folder.append(file, {**self._level.tags, **row})

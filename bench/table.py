@@ -64,8 +64,8 @@ def markdown(rows: Sequence[LevelRow]) -> str:
     titles = ["C", *(METRICS[name].title for name in ALL_COLUMNS)]
     parts: list[str] = []
     for title, group in groups(rows):
-        parts += [f"## {inert.markup(title)}", "", _cells(titles), _cells(["---:"] * len(titles))]
-        parts += [_cells([str(row.concurrency), *(cell(row, name) for name in ALL_COLUMNS)]) for row in group]
+        parts += [f"## {inert.markup(title)}", "", cells(titles), cells(["---:"] * len(titles))]
+        parts += [cells([str(row.concurrency), *(cell(row, name) for name in ALL_COLUMNS)]) for row in group]
         parts.append("")
     return "\n".join(parts)
 
@@ -78,7 +78,7 @@ def cell(row: LevelRow, name: str) -> str:
     return f"{text} ({'; '.join(more)})" if more else text
 
 
-def _cells(cells: Sequence[str]) -> str:
+def cells(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

@@ -68,8 +68,8 @@ def _sentences(verdict: dict[str, Any]) -> Iterator[str]:
     yield from _beside(verdict)
     if worth := verdict["cache_worth"]:
         yield (
-            f"The cache: at {worth['level']} sessions {rate(worth['best'])} requests a second with everything cached, "
-            f"{rate(worth['realistic'])} as played, {rate(worth['worst'])} at full depth with only the shared prompt."
+            f"The cache: at {worth['level']} sessions {rate(worth['realistic'])} requests a second as played; at full "
+            f"depth {rate(worth['best'])} with everything cached, {rate(worth['worst'])} with only the shared prompt."
         )
     if sdk := verdict.get("sdk"):
         yield _sdk(sdk)
@@ -219,7 +219,8 @@ def conditions(run: dict[str, Any]) -> list[str]:
             reported = "not told" if tokens is None else f"{tokens:,} tokens"
             sum_of = f" (arithmetic: {expected['tokens']:,})" if expected and expected["tokens"] is not None else ""
             taken = facts["dialect"]["name"] if "dialect" in facts else "not asked"
-            texts.append(f"{name}: vLLM {told['version']}, KV cache {reported}{sum_of}, prompts as {taken}")
+            server = "no vLLM, simulated" if run.get("simulated") else f"vLLM {told['version']}"
+            texts.append(f"{name}: {server}, KV cache {reported}{sum_of}, prompts as {taken}")
             texts.append(f"{name}: `{told['command'] or told['base_url']}`")
     return [plain(text) for text in texts]
 
@@ -230,8 +231,8 @@ def cliff(outlook: Mapping[str, Any]) -> str:
 
 
 def price(outlook: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
-    cost = f"${outlook['usd_per_1000_tasks']:,.2f}"
-    return f"At the ceiling of {verdict['ceiling']} sessions a thousand tasks cost {cost}."
+    tasks = f"a thousand tasks of {outlook['turns']:.0f} turns each"
+    return f"At the ceiling of {verdict['ceiling']} sessions {tasks} cost ${outlook['usd_per_1000_tasks']:,.2f}."
 
 
 def banded(outlook: Mapping[str, Any]) -> str:

@@ -141,6 +141,19 @@ def test_dry_run_prints_command_levels_and_duration_and_starts_nothing(at: Path)
     assert not (at / "results").exists()
 
 
+def test_a_dry_run_is_told_to_programs_too(at: Path) -> None:
+    ran = bench(
+        "sweep", "--gpu", "l4", "--vary", "kv=fp16,fp8", "--levels", "2,4", "--dry-run", "--json", *fake("mute")
+    )
+    told = json.loads(ran.stdout)["variants"]
+    assert [*told] == ["fp16", "fp8"]
+    assert [level["concurrency"] for level in told["fp8"]["levels"] if level["case"] == "realistic"] == [2, 4]
+    assert told["fp8"]["forecast"]["sessions"] == pytest.approx(13.0, abs=0.1)
+    assert "--kv-cache-dtype fp8" in told["fp8"]["command"]
+    search = bench("sweep", "--gpu", "l4", "--search", "--dry-run", "--json", *fake("mute"))
+    assert json.loads(search.stdout)["variants"]["fp8"]["predicted"]["knee"] == 13
+
+
 def test_where_200_requests_cannot_fill_the_cache_every_session_grows_to_its_end(at: Path) -> None:
     h200 = bench("sweep", "--gpu", "h200", "--max-c", "100", "--dry-run", *fake("mute")).stdout
     assert "  14(200)  16(200)  18(216)  20(240)" in h200

@@ -25,8 +25,12 @@ def test_the_study_is_foretold_and_marked_as_that_wherever_it_is_told(at: Path) 
     assert run["simulated"] is True
     assert "SIMULATED: nothing was measured" in ran.stdout
     assert "VALID" not in ran.stdout
+    assert "% sure" not in ran.stdout, "it would come out the same again"
     with (at / "run" / "levels.csv").open() as file:
         assert {row["variant"] for row in csv.DictReader(file)} == {"fp8 (simulated)"}
+    conditions = (at / "run" / "table.md").read_text().partition("## Conditions")[2]
+    assert "no vLLM, simulated" in conditions
+    assert "--port FREE" in conditions
     for name in ("table.md", "report.html", *(one.name for one in (at / "run").glob("*.svg"))):
         assert "simulated" in (at / "run" / name).read_text(), name
     again = bench("report", "run")
@@ -48,7 +52,7 @@ def test_memory_levers_and_price_are_told(at: Path) -> None:  # noqa: F811
     moves = told[told.index("What would move the knee") :]
     assert "--kv fp16 6.1 sessions $1.32 an hour" in " ".join(moves.split())
     assert moves.index("--gpu h200") < moves.index("--gpu h100") < moves.index("--kv tq4") < moves.index("--kv fp16")
-    assert "a thousand tasks cost $" in told
+    assert "a thousand tasks of 12 turns each cost $" in told
     bands = told[told.index("Expected of a real run") : told.index("What would move")].splitlines()
     assert "the data sheet of NVIDIA L4" in bands[0]
     assert [line.split()[0] for line in bands[1:] if line] == ["C", "1", "4"]
@@ -60,9 +64,32 @@ def test_memory_levers_and_price_are_told(at: Path) -> None:  # noqa: F811
 
 
 def test_several_precisions_stand_beside_each_other(at: Path) -> None:  # noqa: F811
-    ran = bench("plan", "--gpu", "l4", "--vary", "kv=fp16,fp8", "--levels", "6,7", "--no-bounds", "--json")
-    knees = {name: one["knee"] for name, one in json.loads(ran.stdout)["verdict"]["variants"].items()}
-    assert knees == {"fp16 (simulated)": [6, 7], "fp8 (simulated)": None}
+    ran = bench("plan", "--gpu", "l4", "--vary", "kv=fp16,fp8", "--levels", "6,7", "--no-bounds", "--out", "run")
+    lines = [line.split("  ") for line in ran.stdout.splitlines() if " (simulated)  " in line]
+    told = [[cell.strip() for cell in line if cell] for line in lines]
+    assert [line[:3] for line in told] == [
+        ["fp16 (simulated)", "6.1", "6 to 7"],
+        ["fp8 (simulated)", "13.0", "none up to 7"],
+    ]
+    assert f"| {' | '.join(told[0])} |" in (at / "run" / "table.md").read_text()
+    assert "The variants beside each other" in (at / "run" / "report.html").read_text()
+
+
+def test_two_plans_are_compared_without_a_word_of_chance(at: Path) -> None:  # noqa: F811
+    for gpu in ("l4", "l40s"):
+        bench("plan", "--gpu", gpu, "--levels", "2", "--requests", "24", "--no-bounds", "--out", gpu)
+    told = bench("compare", "l4", "l40s")
+    assert told.returncode == 0
+    assert told.stdout.count("SIMULATED: nothing was measured") == 2
+    assert "Three runs a side" not in told.stdout
+    gate = bench("compare", "l40s", "l4", "--fail-on", "regression")
+    assert gate.returncode == 4
+    assert "judges only runs that were measured" in gate.stderr
+
+
+def test_sessions_of_one_turn_are_never_met_at_another_depth(at: Path) -> None:  # noqa: F811
+    words = ("--gpu", "l4", "--workload", "short-qa", "--levels", "1", "--requests", "12", "--no-bounds")
+    assert "at random depths" not in bench("plan", *words).stdout
 
 
 def test_each_workload_of_a_grid_is_told_by_its_own_sizes(at: Path) -> None:  # noqa: F811
@@ -90,6 +117,7 @@ def test_each_workload_of_a_grid_is_told_by_its_own_sizes(at: Path) -> None:  # 
         (("--gpu", "l4", "--model", "someone/unheard-of"), "not known before the server reports it"),
         (("--gpu", "cpu", "--model", "synthetic:qwen3-4b"), "nobody knows how fast it is"),
         (("--gpu", "l4", "--", "--data-parallel-size", "2"), "replicas are not simulated"),
+        (("--gpu", "l4", "--", "--max-num-seqs", "0"), "--max-num-seqs 0: vLLM would not start"),
         (("--agents", "3", "--tp", "2"), "leave tp out"),
         ((), "--gpu is missing"),
         (("--calibrate", "nowhere"), "is not the folder of a run"),
@@ -170,6 +198,8 @@ def test_the_best_level_is_the_last_that_keeps_the_promise() -> None:
 
 def test_two_hundred_agents_are_sized_the_cheapest_first(at: Path) -> None:  # noqa: F811
     told = bench("plan", "--agents", "20", "--workload", "short-qa").stdout.splitlines()
-    prices = [float(line.partition("$")[2].partition(" an hour")[0].replace(",", "")) for line in told[1:]]
+    fleets = [line for line in told if " an hour" in line]
+    prices = [float(line.partition("$")[2].partition(" an hour")[0].replace(",", "")) for line in fleets]
     assert len(prices) == 6
     assert prices == sorted(prices)
+    assert any("the price of h100: " in line and "p5.48xlarge / 8" in line for line in told)

@@ -179,6 +179,23 @@ def test_a_prediction_that_is_wrong_costs_time_and_no_truth(name: str, wrong: fl
     assert agree(name, searched(SETTINGS[name], bad))
 
 
+def test_the_level_next_to_the_ceiling_corrects_where_it_is_expected_until_it_lies_between_two() -> None:
+    setting = replace(SETTINGS["a strict promise"], slower=0.6)
+    known, plan, server = setting.known(), setting.schedule(), setting.server()
+
+    def played(*levels: int) -> dict[int, list[TurnRecord]]:
+        made = [(at, plan.realistic("v", at)) for at in levels]
+        return {at: foresight.play(server, level, plan.workload, plan.seed).records for at, level in made}
+
+    said = known.prediction()
+    better = known.corrected(said, played(said.ceiling))
+    assert better is not None
+    assert better.ceiling > said.ceiling
+    assert better.knee == said.knee, "memory, not speed"
+    assert "0.60 times as slow" in better.how
+    assert known.corrected(said, played(said.ceiling, better.ceiling + 4)) is None
+
+
 def test_without_what_was_cached_the_knee_is_looked_for_in_times() -> None:
     """A healthy level to compare with is played first."""
     setting = SETTINGS["a card"]

@@ -64,6 +64,7 @@ SETTINGS = (
     Setting("variable", "variable"),
     Setting("larger cache", kv="large"),
     Setting("steps of 512", extra=("--max-num-batched-tokens", "512")),
+    Setting("base again"),
     Setting("misses", more=("--levels", "1,4,8", "--miss-rate", "0.3", "--miss-rate", "0.7")),
 )
 
@@ -155,17 +156,21 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     runs = parser.parse_args().runs
     runs.mkdir(parents=True, exist_ok=True)
-    sweeps = [measured(setting, setting.play(runs / setting.file, MACHINE)) for setting in SETTINGS]
-    fit = calibrate.fit([one.case for one in sweeps if one.setting.fitted], print)
-    print(errors_table([judged(one, fit.speed) for one in sweeps]), flush=True)
+    fit = calibrate.fit([swept(one, runs).case for one in SETTINGS if one.fitted], print)
     told = runs / "machine.toml"
     told.write_text(f"{MACHINE.read_text()}\n{calibrate.toml(fit.speed, 'fitted to two of these runs')}\n")
-    pairs = [
-        (sweep, measured(sweep.setting, sweep.setting.play(runs / f"{sweep.setting.file}-search", told, "--search")))
-        for sweep in sweeps
-        if "--max-c" in sweep.setting.more
-    ]
+    sweeps, pairs = [], []
+    for setting in SETTINGS:  # each search right after its sweep: the machine is not the same an hour later
+        sweeps.append(swept(setting, runs))
+        if "--max-c" in setting.more:
+            search = setting.play(runs / f"{setting.file}-search", told, "--search")
+            pairs.append((sweeps[-1], measured(setting, search)))
+    print(errors_table([judged(one, fit.speed) for one in sweeps]))
     print(cost_table(pairs))
+
+
+def swept(setting: Setting, runs: Path) -> Measured:
+    return measured(setting, setting.play(runs / setting.file, MACHINE))
 
 
 if __name__ == "__main__":

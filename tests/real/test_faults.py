@@ -7,9 +7,8 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-
-import pytest
 
 from bench import family
 from bench.records import Folder
@@ -44,33 +43,51 @@ def api_server(run: Path) -> int:
 
 
 FAULTS = {
-    "the API server is killed": (api_server, signal.SIGKILL, "vLLM was killed (signal 9)"),
-    "the engine is killed": (engine, signal.SIGKILL, "EngineDeadError"),
-    "the engine is stopped": (engine, signal.SIGSTOP, "answered none of 3 requests in a row"),
+    2: (engine, signal.SIGSTOP, "answered none of 3 requests in a row"),
+    3: (api_server, signal.SIGKILL, "vLLM was killed (signal 9)"),
+    4: (engine, signal.SIGKILL, "EngineDeadError"),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_the_level_is_begun_anew_on_another_server(tmp_path: Path, fault: str) -> None:
-    whose, number, says = FAULTS[fault]
+def test_a_level_whose_server_is_lost_is_begun_anew_on_another(tmp_path: Path) -> None:
+    """One accident in each of three levels."""
     run = tmp_path / "run"
-    words = ["sweep", *SMALL, "--kv", "plenty", "--levels", "2", "--requests", "60", "--no-bounds", "--timeout", "5"]
+    words = [
+        "sweep",
+        *SMALL,
+        "--kv",
+        "plenty",
+        "--levels",
+        "2,3,4",
+        "--requests",
+        "60",
+        "--no-bounds",
+        "--timeout",
+        "5",
+    ]
     process = subprocess.Popen(
         [*BENCH, *words, "--out", str(run)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
-    wait(lambda: (run / "requests.jsonl").is_file() and len((run / "requests.jsonl").read_text().splitlines()) > 10)
-    os.kill(whose(run), number)
+    for level, (whose, number, _) in FAULTS.items():
+        wait(partial(under_way, run, level))
+        os.kill(whose(run), number)
     _, err = process.communicate(timeout=300)
     assert process.returncode in (0, 4), err
-    assert says in err
-    assert "begun anew" in err
+    assert not [says for _, _, says in FAULTS.values() if says not in err]
+    assert err.count("begun anew") >= len(FAULTS)
     told = json.loads((run / "run.json").read_text())
     assert told["ended"] == "finished"
-    assert told["verdict"]["ledger"]["ok"] == told["verdict"]["ledger"]["planned"] == 60
-    statuses = Counter((record.attempt, record.status) for record in Folder.open(run).records())
-    assert statuses[0, "failed"] + statuses[0, "timeout"] >= 1, "what was under way has its error on file"
-    assert not [key for key in statuses if key[0] == 1 and key[1] != "ok"]
+    assert told["verdict"]["ledger"]["ok"] == told["verdict"]["ledger"]["planned"] == 60 * len(FAULTS)
+    statuses = Counter((one.concurrency, one.attempt, one.status) for one in Folder.open(run).records())
+    for level in FAULTS:
+        assert statuses[level, 0, "failed"] + statuses[level, 0, "timeout"] >= 1, "what was under way is on file"
+    assert not [key for key in statuses if key[1] == 1 and key[2] != "ok"]
     assert not tagged(run)
+
+
+def under_way(run: Path, level: int) -> bool:
+    file = run / "requests.jsonl"
+    return file.is_file() and file.read_text().count(f'"concurrency":{level},') > 10
 
 
 def wait(until: Callable[[], bool]) -> None:
