@@ -484,7 +484,7 @@ def report(run: Path, as_json: bool) -> int:
 @click.option(
     "--fail-on",
     type=click.Choice(["regression"]),
-    help="Exit 5 if AFTER is found slower. Refuses, with exit 4, runs that are not valid.",
+    help="Exit 5 if AFTER is found slower. Refuses, with exit 4, runs that are not valid, and simulated ones.",
 )
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 def compare(before: Path, after: Path, fail_on: str | None, markdown: bool) -> int:

@@ -134,7 +134,7 @@ def facts(server: Simulated) -> dict[str, Any]:
             "cache": cache,
             "started_by_us": False,
             "log": None,
-            "command": " ".join(server.launch.arguments(server.launch.model, 0)).replace("--port 0", "--port FREE"),
+            "command": " ".join(server.launch.arguments(server.launch.model)),
         },
         "started_s": 0.0,
         "settings": [told, told],

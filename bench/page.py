@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench import beside, table, tables, words
+from bench import beside, manifest, table, tables, words
 from bench.hypertext import Column, cell, command, document, legend, sortable, worded
 from bench.sample import floor
 from bench.stats import METRICS, NO_PERCENTILES, PERCENTILES, LevelRow, more_sessions, rate, seconds, share, show
@@ -278,7 +278,8 @@ def _outlooks(run: Run) -> Iterator[str]:
     """Of a simulated run."""
     for name, verdict in run["verdict"]["variants"].items():
         if told := run["variants"][name].get("outlook"):
-            said = [words.cliff(told)] + ([words.price(told, verdict)] if told["usd_per_1000_tasks"] else [])
+            turns = manifest.of(run, name)["typical"]["turns"]
+            said = [words.cliff(told)] + ([words.price(told, verdict, turns)] if told["usd_per_1000_tasks"] else [])
             bands = sortable("Expected of a real run", BANDS, [_band(band) for band in told["bands"]])
             levers = sortable("What would move the knee", LEVERS, [_lever(lever) for lever in told["levers"]])
             inner = [*(tag("p", clean(text)) for text in said), levers, tag("p", clean(words.banded(told))), bands]

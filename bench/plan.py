@@ -158,7 +158,6 @@ class Outlook:
 
     cliff_s: float
     usd_per_1000_tasks: float | None  # at the ceiling
-    turns: float  # of a task, in the mean
     levers: tuple[Lever, ...]  # the strongest first
     bands: tuple[dict[str, Any], ...]  # of each level: between what and what a real run is expected
     source: str  # of the constants
@@ -174,11 +173,9 @@ def outlook(done: Conclusion, server: Simulated, schedule: Schedule) -> Outlook:
     rows = [row for row in done.rows if (row.variant, row.case) == (server.name, "realistic")]
     over = verdict["knee"][1] if verdict["knee"] else verdict["below"]
     top = next((row.req_per_s for row in rows if row.concurrency == verdict["ceiling"]), None)
-    turns = workload.typical(seed).turns
     return Outlook(
         cliff_s(server, workload, seed),
-        catalogue.price(_usd_h(server.launch), top, turns),
-        turns,
+        catalogue.price(_usd_h(server.launch), top, workload.typical(seed).turns),
         tuple(sorted(levers(server, workload, seed), key=lambda one: -(one.sessions or 0))),
         tuple(_band(row, server.speed, over) for row in rows),
         server.speed.source,
@@ -280,7 +277,7 @@ def summary(done: Conclusion, schedules: Schedules) -> list[str]:
         lines += ["", f"{server.name}: from memory to sessions", *waterfall(server, schedule.workload, schedule.seed)]
         lines.append(words.cliff(told))
         if told["usd_per_1000_tasks"] is not None:
-            lines.append(words.price(told, verdict))
+            lines.append(words.price(told, verdict, schedule.workload.typical(schedule.seed).turns))
         heads = f"{'C':>5}  {'TTFT p50':>19}  {'TTFT p99':>19}  {'req/s':>14}"
         lines += ["", words.banded(told), heads, *map(_banded, told["bands"])]
         lines += ["", "What would move the knee:", *map(_move, told["levers"])]

@@ -130,8 +130,8 @@ class Launch:
         """The value a flag has on the final command line."""
         return value_of(name, [*self._ours(), *self.extra])
 
-    def arguments(self, model: str, port: int) -> list[str]:
-        """What follows `vllm`; `model` is the folder or id to load, `port` ours to choose."""
+    def arguments(self, model: str, port: int | str = "FREE") -> list[str]:
+        """What follows `vllm`; `model` is the folder or id to load, `port` ours to choose, once it starts."""
         return ["serve", model, *self._ours(port), *self.telling, *self.extra]
 
     def environment(self) -> dict[str, str]:
@@ -147,7 +147,7 @@ class Launch:
             env["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(core) for core in range(self.tp))
         return env
 
-    def _ours(self, port: int = 0) -> list[str]:
+    def _ours(self, port: int | str = 0) -> list[str]:
         serve, precision = self.file.serve, self.precision
         flags: list[tuple[str, object]] = [
             ("--served-model-name", self.model),

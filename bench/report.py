@@ -51,7 +51,11 @@ def markdown(done: Conclusion) -> str:
 def _beside(done: Conclusion) -> list[str]:
     found = beside.lines(done.run, done.rows)
     told = [table.cells([inert.markup(cell) for cell in line]) for line in found]
-    return [table.cells(beside.HEADS), table.cells(["---", *["---:"] * 5]), *told, ""] if found else []
+    return (
+        [table.cells(beside.HEADS), table.cells(["---", *["---:"] * (len(beside.HEADS) - 1)]), *told, ""]
+        if found
+        else []
+    )
 
 
 def _inert(text: str) -> str:
@@ -116,5 +120,4 @@ def rehearsed(
 def _command(launch: Launch) -> str:
     env = [f"{key}={shlex.quote(value)}" for key, value in launch.environment().items()]
     model = "RUN/model" if launch.model.startswith("synthetic:") else launch.model
-    line = shlex.join(launch.arguments(model, 0)).replace("--port 0", "--port FREE")
-    return " ".join((*env, *launch.file.serve.before, "vllm", line))
+    return " ".join((*env, *launch.file.serve.before, "vllm", shlex.join(launch.arguments(model))))

@@ -12,7 +12,6 @@ The rule, in the words a user reads (README, "A search instead of a sweep"):
 - Each level also tells how fast the server is there: what was simulated of the ceiling is corrected by it.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -358,16 +357,20 @@ class Foresee:
         assumed = self._play(server, level)[: len(turns)]
         if judge({level: assumed}, self.slo)[0].knee.broken != seen[level].knee.broken:
             return None
-        slower = self._pace(turns) / self._pace(assumed)
+        here, there = self._pace(turns), self._pace(assumed)
+        if not here or not there:
+            return None
+        slower = here / there
         told = f"simulated, {slower:.2f} times as slow as assumed"
         expected = self._simulated(_paced(server, slower), said, told)
         return expected and replace(expected, knee=said.knee)
 
     def _pace(self, records: Turns) -> float:
         """Of what was promised: the wait for a first token, or the time that all of it took."""
-        turns = [record for record in records if record.turn > 0]
-        waits = [wait for record in turns if math.isfinite(wait := stats.least(record))]
-        return sum(waits) / len(waits) if self.slo.metric.startswith("ttft") and waits else stats.lasted(turns)
+        turns = [record for record in records if record.turn > 0 and record.status == "ok"]
+        if not self.slo.metric.startswith("ttft"):
+            return stats.lasted(turns) if turns else 0.0
+        return sum(map(stats.least, turns)) / max(1, len(turns))
 
     def _server(self, level: int) -> Simulated | None:
         if self.launch is None or self.schedule.requests_at(level) > SIMULATED:

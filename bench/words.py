@@ -230,8 +230,8 @@ def cliff(outlook: Mapping[str, Any]) -> str:
     return f"Past the knee a request may wait about {height}: as long as it takes to fill the cache anew."
 
 
-def price(outlook: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
-    tasks = f"a thousand tasks of {outlook['turns']:.0f} turns each"
+def price(outlook: Mapping[str, Any], verdict: Mapping[str, Any], turns: float) -> str:
+    tasks = f"a thousand tasks of {turns:.0f} turns each"
     return f"At the ceiling of {verdict['ceiling']} sessions {tasks} cost ${outlook['usd_per_1000_tasks']:,.2f}."
 
 

@@ -138,6 +138,11 @@ def test_where_it_is_the_first_turns_at_once_that_break_the_promise_it_is_said(a
     )
     assert "requests that break it open the first sessions, all at once" in together
     assert "all at once" not in spread
+    arriving = ("--vary", "workload.arrivals.sessions_per_s=9", "--vary", "workload.session.turns=1", "--out", "c")
+    words = (*L4, "--levels", "4", "--requests", "6", "--no-bounds", "--slo", "ttft_p99<1ms")
+    ran = bench("plan", *words, *arriving)
+    assert "no level measured keeps ttft_p99<1ms" in ran.stdout
+    assert "all at once" not in ran.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
