@@ -68,7 +68,7 @@ def conclude(folder: Folder) -> Conclusion:
         found = list(_rows(here, variant, own, told, felt))
         verdicts[variant] = _verdict(found, own, knee.parse_slo(run["slo"]), _server(here, facts))
         if run.get("simulated"):  # it would come out the same again: of the machine that says nothing
-            verdicts[variant] |= {"knee_confidence": None, "ceiling_confidence": None}
+            verdicts[variant] |= {"knee_confidence": None, "ceiling_confidence": None, "ceiling_between": None}
         verdicts[variant]["search"] = _searched(facts.get("search"), verdicts[variant], found)
         if {"dialect", "server"} <= set(facts) and own:
             healthy = (verdicts[variant]["knee"] or [None])[0]
@@ -193,6 +193,7 @@ def _verdict(rows: Sequence[LevelRow], records: Sequence[TurnRecord], slo: Slo, 
         "knee_confidence": _knee_confidence(found, below, told, turns),
         "ceiling": top,
         "ceiling_confidence": knee.ceiling_confidence(slo, turns[top], _above(turns, top)) if top is not None else None,
+        "ceiling_between": knee.ceiling_between(slo, turns, top),
         "slo": slo.text,
         "highest": told[-1].concurrency if told else None,
         "burst": _burst(turns, top, slo) if broken_promise and not server.open_loop else None,

@@ -11,7 +11,7 @@ The knee is the bracket between the last level before and the first level after.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from bench.records import TurnRecord
 from bench.stats import METRICS, LevelRow
 
 UNLUCKY_SHARE = 0.01
+SURE = 0.9
 TAIL_JUMP = 3.0
 SEEN_IN = {True: "lost tokens", False: "the tail alone"}
 BODY_SHARE = 0.5  # of the tail's jump that p50 may follow at most
@@ -142,11 +143,12 @@ def knee_confidence(found: Knee, rows: Sequence[LevelRow], lo: Turns, hi: Turns)
     return float(np.mean(jumped & np.isfinite(before)))
 
 
-def absence_confidence(turns: Turns, already: bool) -> float | None:
-    """Where no knee was found: how sure it is that the highest level is healthy, or the lowest `already` broken."""
+def absence_confidence(turns: Turns, already: bool, more: int = 0) -> float | None:
+    """Where no knee was found: how sure it is that the highest level is healthy, or the lowest `already` broken; or
+    would be, after so many more requests of the same."""
     if all(stats.is_unlucky(record) is None for record in turns):
         return None
-    healthy = sample.chance_below(_flags(turns, stats.is_unlucky), UNLUCKY_SHARE)
+    healthy = sample.chance_below(_flags(turns, stats.is_unlucky), UNLUCKY_SHARE, more)
     return 1 - healthy if already else healthy
 
 
@@ -156,14 +158,34 @@ def allowed(slo: Slo) -> float | None:
     return 1 - int(match[1]) / 100 if match and not slo.above else None
 
 
-def ceiling_confidence(slo: Slo, kept: Turns, broken: Turns) -> float | None:
-    """How sure it is that the promise is kept there and not at the level above; only of percentiles of TTFT."""
+def promise_confidence(
+    slo: Slo, turns: Turns, more: int = 0, of: Callable[[TurnRecord], float] = stats.ttft
+) -> float | None:
+    """How sure it is that the promise is kept there, or would be after so many more requests of the same; only of
+    percentiles of TTFT."""
     limit = allowed(slo)
     if limit is None:
         return None
-    at = _flags(kept, lambda record: stats.ttft(record) > slo.limit)
-    above = _flags(broken, lambda record: stats.least(record) > slo.limit)
-    return sample.chance_below(at, limit) * (1 - sample.chance_below(above, limit) if above else 1.0)
+    return sample.chance_below(_flags(turns, lambda record: of(record) > slo.limit), limit, more)
+
+
+def ceiling_confidence(slo: Slo, kept: Turns, broken: Turns) -> float | None:
+    """How sure it is that the promise is kept there and not at the level above; only of percentiles of TTFT."""
+    at = promise_confidence(slo, kept)
+    above = promise_confidence(slo, broken, of=stats.least) if broken else 0.0
+    return None if at is None or above is None else at * (1 - above)
+
+
+def ceiling_between(slo: Slo, levels: Mapping[int, Turns], top: int | None) -> tuple[int | None, int | None] | None:
+    """The highest level up to the ceiling that surely keeps the promise, and the lowest above that surely breaks it.
+    None where these are the ceiling and the level above, as they should be, or where requests do not tell."""
+    if top is None or allowed(slo) is None:
+        return None
+    kept = [at for at, turns in levels.items() if at <= top and (promise_confidence(slo, turns) or 0.0) >= SURE]
+    above = sorted(at for at in levels if at > top)
+    broken = [at for at in above if (promise_confidence(slo, levels[at], of=stats.least) or 0.0) <= 1 - SURE]
+    found = max(kept, default=None), min(broken, default=None)
+    return None if found == (top, min(above, default=None)) else found
 
 
 def _flags(turns: Turns, flag: Callable[[TurnRecord], bool | None]) -> sample.Flags:

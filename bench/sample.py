@@ -131,13 +131,14 @@ def needs(sessions: Groups, share: float) -> int:
     return max(0, math.ceil(missing / (len(values) / len(sessions))))
 
 
-def chance_below(sessions: Flags, limit: float) -> float:
+def chance_below(sessions: Flags, limit: float, more: int = 0) -> float:
     """How sure it is that the true share of ones is below `limit`: Jeffreys' posterior, of as many requests as these
-    are worth. Cheap enough to be asked while a level is played."""
+    are worth; or would be, with so many more of the same. Cheap enough to be asked while a level is played."""
     if limit <= 0:
         return 0.5
-    n = sum(size for _, size in sessions) / alike(sessions)
-    ones = n * sum(one for one, _ in sessions) / sum(size for _, size in sessions)
+    seen = sum(size for _, size in sessions)
+    n = (seen + more) / alike(sessions)
+    ones = n * sum(one for one, _ in sessions) / seen
     k, rest = ones + 0.5, n - ones + 0.5
     t = np.linspace(0.0, 1.0, POINTS + 1)[1:-1]  # x = limit t^2 has no pole
     logs = math.lgamma(n + 1) - math.lgamma(k) - math.lgamma(rest) + k * math.log(limit)

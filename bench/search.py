@@ -1,9 +1,12 @@
 """Which level to play next, and when one has said enough: from a prediction to the knee and the ceiling, step by step.
 
 The rule, in the words a user reads (README, "A search instead of a sweep"):
-- First the level below the predicted knee, then the one above. Where they disagree with it, on by 1, 2, 4, ... sessions
-  until the knee lies between two levels, then halve what lies between. The ceiling in the same way, by the same levels.
-- Of the two levels that it ends with, one that is less than 90 % sure is played again.
+- First the level past the predicted knee, which is soon over if it is, then the one below. Where they disagree with the
+  prediction, on by 1, 2, 4, ... sessions until the knee lies between two levels, then halve what lies between. The
+  ceiling in the same way, by the same levels.
+- Of the two levels that it ends with, one that is less than 90 % sure is played again, if one more play of the same
+  would make it sure. Where one is too close to call for that, two sessions are narrow enough: a level between them
+  would be no clearer.
 - A level ends early once all it is played for is certain, by whole sessions as in the verdict. Past the knee: so many
   requests lost their history that the whole of it can only be called broken, and 90 % sure. Healthy: 90 % sure, and
   twice as many sessions begun as there are places, so that all of them have been at their deepest; from then on 99 %
@@ -23,7 +26,6 @@ from bench.recipe import Launch
 from bench.records import TurnRecord
 from bench.schedule import Schedule, default_levels
 
-SURE = 0.9
 FORETOLD = 0.01  # the chance that is left to a level called broken before the whole of it has to be called that
 PLAYS = 2  # of a level that is not sure, at most
 COUNTED = 64  # sessions: a bracket of more is as narrow as one in so many of them
@@ -34,6 +36,7 @@ SIMULATED = 3_000  # requests: a level of more would be waited for
 LOSSES = ("history is lost", "no history is lost")
 
 Turns = Sequence[TurnRecord]
+Requests = Callable[[int], int]  # of one play of a level
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +45,20 @@ class Answer:
 
     broken: bool
     chance: float | None  # that it is; None: that cannot be told
+    doubled: float | None  # what that would be after one more play of the same
 
     @property
     def sure(self) -> bool:
-        return self.chance is None or _sure(self.chance)
+        return _sure(self.chance)
+
+    @property
+    def close(self) -> bool:
+        """To call: one more play of the same would not make it sure, either."""
+        return not self.sure and not _sure(self.doubled)
 
 
-def _sure(chance: float) -> bool:
-    return not 1 - SURE < chance < SURE
+def _sure(chance: float | None) -> bool:
+    return chance is None or not 1 - knee.SURE < chance < knee.SURE
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +71,33 @@ class Seen:
     ceiling: Answer
 
 
-def judge(levels: Mapping[int, Turns], slo: Slo) -> list[Seen]:
+def judge(levels: Mapping[int, Turns], slo: Slo, requests: Requests) -> list[Seen]:
     """By the rules of the verdict. By times alone a level is compared with the last healthy one below."""
     found: list[Seen] = []
     healthy: list[stats.LevelRow] = []
     for level, records in sorted(levels.items()):
         turns = [record for record in records if record.turn > 0]
         row = stats.reduce(turns, [])
-        lost = _lost(row, turns, healthy)
+        lost = _lost(row, turns, healthy, requests(level))
         healthy = healthy if lost.broken else [row]
-        found.append(Seen(level, row.repeats, lost, _promise(row, turns, slo)))
+        found.append(Seen(level, row.repeats, lost, _promise(row, turns, slo, requests(level))))
     return found
 
 
-def _lost(row: stats.LevelRow, turns: Turns, healthy: list[stats.LevelRow]) -> Answer:
+def _lost(row: stats.LevelRow, turns: Turns, healthy: list[stats.LevelRow], more: int) -> Answer:
     if row.why_none:
-        return Answer(True, 1.0)
+        return Answer(True, 1.0, 1.0)
     if row.unlucky is None:
-        return Answer(knee.knee([*healthy, row]) is not None, None)
-    return Answer(knee.from_the_start([row]), knee.absence_confidence(turns, already=True))
+        return Answer(knee.knee([*healthy, row]) is not None, None, None)
+    now, then = (knee.absence_confidence(turns, already=True, more=n) for n in (0, more))
+    return Answer(knee.from_the_start([row]), now, then)
 
 
-def _promise(row: stats.LevelRow, turns: Turns, slo: Slo) -> Answer:
-    kept = None if row.why_none else knee.ceiling_confidence(slo, turns, [])
-    return Answer(not slo.met(row), None if kept is None else 1 - kept)
+def _promise(row: stats.LevelRow, turns: Turns, slo: Slo, more: int) -> Answer:
+    if row.why_none or knee.allowed(slo) is None:
+        return Answer(not slo.met(row), None, None)
+    now, then = (1 - (knee.promise_confidence(slo, turns, n) or 0.0) for n in (0, more))
+    return Answer(not slo.met(row), now, then)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +128,13 @@ def bracket(answers: Sequence[tuple[int, bool]], witness: bool = False) -> Brack
 
 def towards(found: Bracket, start: int, most: int) -> int | None:
     """The level that tells the most; None where the bracket is as narrow as it gets."""
-    unit = max(1, start // COUNTED)
+    unit = _unit(start)
     if found.alone is not None:
         return found.alone + 1
     low, high = found.lo or 0, found.hi or most + 1
     if high - low <= (unit if low else 1):
         return None
-    for first in (start, start + unit):  # as predicted
+    for first in (start + unit, start):  # as predicted; a level past it is soon over
         if low < first < high:
             return first
     if found.hi is None:
@@ -130,6 +142,10 @@ def towards(found: Bracket, start: int, most: int) -> int | None:
     if found.lo is None:
         return max(1, start - _stride(start - high, unit))
     return (low + high) // 2
+
+
+def _unit(start: int) -> int:
+    return max(1, start // COUNTED)
 
 
 def _stride(gone: int, unit: int) -> int:
@@ -160,6 +176,7 @@ class Aim:
     slo: Slo
     prediction: Prediction
     most: int
+    requests: Requests
     asked: bool = True  # for so many; else a promise is not followed further past the knee than a sweep goes
     from_one: bool = False  # fewer sessions may keep the promise worse
     lockstep: bool = True  # all sessions are alike and begin together: they are never deeper than the first time
@@ -181,6 +198,14 @@ class Question:
     most: int
     bracket: Bracket
     answers: Mapping[int, Answer]
+
+    def next(self) -> int | None:
+        """None where the bracket is as narrow as it gets, or as its ends can be told apart."""
+        lo, hi = self.bracket.lo, self.bracket.hi
+        narrow = lo is not None and hi is not None and hi - lo <= 2 * _unit(self.start)
+        if narrow and any(one.close for level, one in self.answers.items() if level in (lo, hi)):
+            return None
+        return towards(self.bracket, self.start, self.most)
 
 
 def questions(aim: Aim, seen: Sequence[Seen]) -> tuple[Question, Question]:
@@ -205,11 +230,13 @@ def step(aim: Aim, seen: Sequence[Seen]) -> Step:
     if (level := _reference(both[0])) is not None:
         return Step(level, "the server does not tell what it had cached: a level whose tail others are compared with")
     for question in both:
-        if (level := towards(question.bracket, question.start, question.most)) is not None:
+        if (level := question.next()) is not None:
             return Step(level, _why(question, level))
         for end in (question.bracket.lo, question.bracket.hi):
-            if end is not None and not question.answers[end].sure and played[end] < aim.plays:
-                return Step(end, _again(question, question.answers[end]))
+            if end is None or played[end] >= aim.plays:
+                continue
+            if not (answer := question.answers[end]).sure and not answer.close:
+                return Step(end, _again(question, answer))
     return Step(None, "; ".join(f"{question.name}: {question.bracket}" for question in both))
 
 
@@ -230,7 +257,7 @@ def _why(question: Question, level: int) -> str:
         return f"{question.broken} at {level - 1} and not far above: which of them is the exception?"
     if level == question.start:
         return f"the last level before {question.name}, as predicted"
-    if lo == question.start and (hi is None or hi > level) and level - lo <= max(1, lo // COUNTED):
+    if level == question.start + _unit(question.start):
         return f"the first level past {question.name}, as predicted"
     if hi is None:
         return f"{question.fine} at {lo}, so {question.name} lies higher"
@@ -269,7 +296,7 @@ class Count:
         if not broken and not grown:
             return False
         chance = sample.chance_below([*self.sessions.values()], self.share)
-        return chance <= (1 - SURE if broken else FORETOLD) or (grown and chance >= SURE)
+        return chance <= (1 - knee.SURE if broken else FORETOLD) or (grown and chance >= knee.SURE)
 
 
 @dataclass(slots=True)
@@ -313,13 +340,13 @@ Play = Callable[[int, int, Watch], Iterable[TurnRecord]]
 Played = dict[int, list[TurnRecord]]
 
 
-def hunt(aim: Aim, requests: Callable[[int], int], play: Play, foresee: "Foresee | None" = None) -> Played:
+def hunt(aim: Aim, play: Play, foresee: "Foresee | None" = None) -> Played:
     """To its end, against whatever plays a level: its number, which repeat of it, and who says that it is enough."""
     played: Played = {}
     said = aim.prediction
-    while (here := step(aim, seen := judge(played, aim.slo))).level is not None:
+    while (here := step(aim, seen := judge(played, aim.slo, aim.requests))).level is not None:
         before = played.setdefault(here.level, [])
-        watching = watch(aim, seen, here.level, requests(here.level), before)
+        watching = watch(aim, seen, here.level, aim.requests(here.level), before)
         before += play(here.level, len({record.repeat for record in before}), watching)
         if foresee and (better := foresee.corrected(said, played)):
             aim = replace(aim, prediction=better)
@@ -347,7 +374,7 @@ class Foresee:
     def corrected(self, said: Prediction, played: Mapping[int, Turns]) -> Prediction | None:
         """Until the ceiling lies between two levels, the one next to it tells how fast the server is there. One that
         lost its history where the simulation did not, or did not where it did, tells nothing of that."""
-        seen = {one.level: one for one in judge(played, self.slo)}
+        seen = {one.level: one for one in judge(played, self.slo, self.schedule.requests_at)}
         found = bracket([(level, one.ceiling.broken) for level, one in seen.items()])
         level = found.lo or found.hi
         server = self._server(level) if level and not (found.lo and found.hi) else None
@@ -355,7 +382,7 @@ class Foresee:
             return None
         turns = [record for record in played[level] if record.repeat == 0]
         assumed = self._play(server, level)[: len(turns)]
-        if judge({level: assumed}, self.slo)[0].knee.broken != seen[level].knee.broken:
+        if judge({level: assumed}, self.slo, self.schedule.requests_at)[0].knee.broken != seen[level].knee.broken:
             return None
         here, there = self._pace(turns), self._pace(assumed)
         if not here or not there:
@@ -390,7 +417,7 @@ class Foresee:
 
         aim = aim_of(self.schedule, self.slo, start, plays=1)
         try:
-            seen = judge(hunt(aim, self.schedule.requests_at, play), self.slo)
+            seen = judge(hunt(aim, play), self.slo, aim.requests)
         except BenchError:  # what cannot be simulated can be counted
             return None
         knees, ceilings = questions(aim, seen)
@@ -407,7 +434,8 @@ def aim_of(schedule: Schedule, slo: Slo, prediction: Prediction, plays: int | No
     rate = file.arrivals.sessions_per_s
     from_one = rate is not None or (slo.above and slo.metric == "req_per_s")
     lockstep = rate is None and file.arrivals.start == "together" and isinstance(file.session.turns, int)
-    return Aim(slo, prediction, most, schedule.max_c is not None, from_one, lockstep, plays or schedule.repeats)
+    plays, asked = plays or schedule.repeats, schedule.max_c is not None
+    return Aim(slo, prediction, most, schedule.requests_at, asked, from_one, lockstep, plays)
 
 
 def opening(schedule: Schedule, prediction: Prediction) -> Schedule:

@@ -196,7 +196,7 @@ class Job:
         """The next level that the search asks for, if it is not over."""
         played = self.sought(variant)
         aim = self.aim(variant, played)
-        step = search.step(aim, search.judge(played, aim.slo))
+        step = search.step(aim, search.judge(played, aim.slo, aim.requests))
         self.facts(variant)["search"]["over"] = None if step.level is not None else step.why
         if step.level is None:
             self.enter([])
@@ -218,8 +218,7 @@ class Job:
         if why := self.why.get(level.play):
             self.show.print(f"C = {level.concurrency}: {why}.")
         before = [one for one in played.get(level.concurrency, []) if one.repeat != level.repeat]
-        others = {at: own for at, own in played.items() if at != level.concurrency}
-        return search.watch(aim, search.judge(others, aim.slo), level.concurrency, level.requests, before)
+        return search.watch(aim, search.judge(played, aim.slo, aim.requests), level.concurrency, level.requests, before)
 
     def sought(self, variant: Variant) -> dict[int, list[TurnRecord]]:
         """What the search has seen of each level: plays that came to their end."""

@@ -166,8 +166,13 @@ def _ceiling(verdict: dict[str, Any]) -> str:
     if ceiling is None:
         return f"Ceiling: no level measured keeps {verdict['slo']}."
     more = ", the highest level measured" if ceiling == verdict["highest"] and not verdict.get("failed") else ""
-    sure = _sure(verdict["ceiling_confidence"])
+    sure = _sure(verdict["ceiling_confidence"]) + _surely(ceiling, *(verdict.get("ceiling_between") or (None, None)))
     return f"Ceiling: {ceiling} sessions keep {verdict['slo']}{f' ({(more + sure)[2:]})' if more or sure else ''}."
+
+
+def _surely(ceiling: int, kept: int | None, broken: int | None) -> str:
+    below = f"; {kept} surely do" if kept not in (None, ceiling) else ""
+    return below + (f"; {broken} surely do not" if broken is not None else "")
 
 
 def footnotes(rows: Sequence[LevelRow]) -> list[str]:

