@@ -3,7 +3,8 @@
 The rule, in the words a user reads (README, "A search instead of a sweep"):
 - First the level past the predicted knee, which is soon over if it is, then the one below. Where they disagree with the
   prediction, on by 1, 2, 4, ... sessions until the knee lies between two levels, then halve what lies between. The
-  ceiling in the same way, by the same levels.
+  ceiling in the same way, by the same levels; between two of them it is looked for where what was promised would
+  cross its limit.
 - Of the two levels that it ends with, one that is less than 90 % sure is played again, if one more play of the same
   would make it sure. Where one is too close to call for that, two sessions are narrow enough: a level between them
   would be no clearer.
@@ -15,6 +16,7 @@ The rule, in the words a user reads (README, "A search instead of a sweep"):
 - Each level also tells how fast the server is there: what was simulated of the ceiling is corrected by it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -69,6 +71,7 @@ class Seen:
     plays: int
     knee: Answer
     ceiling: Answer
+    value: float | None  # of what is promised
 
 
 def judge(levels: Mapping[int, Turns], slo: Slo, requests: Requests) -> list[Seen]:
@@ -80,7 +83,8 @@ def judge(levels: Mapping[int, Turns], slo: Slo, requests: Requests) -> list[See
         row = stats.reduce(turns, [])
         lost = _lost(row, turns, healthy, requests(level))
         healthy = healthy if lost.broken else [row]
-        found.append(Seen(level, row.repeats, lost, _promise(row, turns, slo, requests(level))))
+        promise = _promise(row, turns, slo, requests(level))
+        found.append(Seen(level, row.repeats, lost, promise, getattr(row, slo.metric)))
     return found
 
 
@@ -126,7 +130,28 @@ def bracket(answers: Sequence[tuple[int, bool]], witness: bool = False) -> Brack
     return Bracket(answers[-1][0] if answers else None, None, alone)
 
 
-def towards(found: Bracket, start: int, most: int) -> int | None:
+Between = Callable[[int, int], int]
+
+
+def middle(low: int, high: int) -> int:
+    return (low + high) // 2
+
+
+def crossing(limit: float, values: Mapping[int, float | None]) -> Between:
+    """Where what was promised would cross its limit, if each session more changed it by the same factor."""
+
+    def between(low: int, high: int) -> int:
+        below, above = values.get(low) or 0.0, values.get(high) or 0.0
+        if min(below, above) <= 0 or below == above or math.inf in (below, above):
+            return middle(low, high)
+        share = math.log(limit / below) / math.log(above / below)
+        edge = min(_unit(low), (high - low) // 2)
+        return max(low + edge, min(high - edge, low + math.floor(share * (high - low))))
+
+    return between
+
+
+def towards(found: Bracket, start: int, most: int, between: Between = middle) -> int | None:
     """The level that tells the most; None where the bracket is as narrow as it gets."""
     unit = _unit(start)
     if found.alone is not None:
@@ -141,7 +166,7 @@ def towards(found: Bracket, start: int, most: int) -> int | None:
         return min(most, _stride(low - start, unit) + start)
     if found.lo is None:
         return max(1, start - _stride(start - high, unit))
-    return (low + high) // 2
+    return between(low, high)
 
 
 def _unit(start: int) -> int:
@@ -198,6 +223,7 @@ class Question:
     most: int
     bracket: Bracket
     answers: Mapping[int, Answer]
+    between: Between = middle
 
     def next(self) -> int | None:
         """None where the bracket is as narrow as it gets, or as its ends can be told apart."""
@@ -205,7 +231,7 @@ class Question:
         narrow = lo is not None and hi is not None and hi - lo <= 2 * _unit(self.start)
         if narrow and any(one.close for level, one in self.answers.items() if level in (lo, hi)):
             return None
-        return towards(self.bracket, self.start, self.most)
+        return towards(self.bracket, self.start, self.most, self.between)
 
 
 def questions(aim: Aim, seen: Sequence[Seen]) -> tuple[Question, Question]:
@@ -215,10 +241,13 @@ def questions(aim: Aim, seen: Sequence[Seen]) -> tuple[Question, Question]:
     most = aim.most if aim.asked else min(aim.most, default_levels(knees.lo or 1)[-1])
     start = min(max(1, aim.prediction.knee), aim.most)
     promise = min(max(1, aim.prediction.ceiling), most)
+    between = crossing(aim.slo.limit, {one.level: one.value for one in seen})
     words = ("the tail has left the body", "the tail is near the body") if _blind(lost) else LOSSES
     return (
         Question("the knee", *words, start, aim.most, knees, lost),
-        Question("the ceiling", "the promise is broken", "the promise is kept", promise, most, ceilings, broken),
+        Question(
+            "the ceiling", "the promise is broken", "the promise is kept", promise, most, ceilings, broken, between
+        ),
     )
 
 

@@ -1,5 +1,6 @@
 """The search against every level one by one, on a simulated server; and what a user sees of it."""
 
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -194,6 +195,16 @@ def test_the_level_next_to_the_ceiling_corrects_where_it_is_expected_until_it_li
     assert better.knee == said.knee, "memory, not speed"
     assert "0.60 times as slow" in better.how
     assert known.corrected(said, played(said.ceiling, better.ceiling + 4)) is None
+
+
+def test_between_two_levels_the_ceiling_is_looked_for_where_the_promise_would_cross_its_limit() -> None:
+    between = search.crossing(0.5, {6: 0.172, 15: 0.516, 40: math.inf, 200: 0.4, 456: 0.6})
+    assert between(6, 15) == 14, "0.172 s three times as slow within nine sessions, 4 % of them too many"
+    assert between(15, 40) == 27, "nobody knows how slow a level is that failed"
+    assert between(200, 456) == 340
+    assert search.crossing(0.5, {100: 0.49, 612: 9.0})(100, 612) == 103
+    assert search.crossing(0.5, {640: 0.49, 1152: 9.0})(640, 1152) == 650, "a level's width is 1/64 of its sessions"
+    assert search.crossing(0.97, {8: 0.99, 12: 0.95})(8, 12) == 9, "a share that falls"
 
 
 def test_without_what_was_cached_the_knee_is_looked_for_in_times() -> None:
