@@ -1,17 +1,14 @@
-"""The commands: parse, call, print, exit. The only place that prints an error or wires real things together."""
+"""The commands: parse, call, print. The only place that wires real things together."""
 
-import errno
 import json
-import os
 import sys
-import traceback
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench import __version__, inert, interrupt, secret, wanted
+from bench import __version__, ending, interrupt, wanted
 from bench.errors import BenchError, Exit
 
 if TYPE_CHECKING:  # --help must not wait for numpy
@@ -26,85 +23,7 @@ if TYPE_CHECKING:  # --help must not wait for numpy
 
 
 def main() -> None:
-    """Every way out of the program, with its exit code."""
-    sys.excepthook = _crashed
-    try:
-        interrupt.listen(_leave)
-        code = _ended()
-    except KeyboardInterrupt:  # between two lines of this
-        code = Exit.INTERRUPTED
-    interrupt.hold()
-    if code == Exit.INTERRUPTED:
-        click.echo("bench: interrupted", err=True)
-    exec("")  # noqa: S102 - Python notes a Ctrl-C that cut another exec short, as of a dataclass, and would die of it
-    sys.exit(code)
-
-
-def _ended() -> int:
-    try:
-        code = _run()
-        return code if isinstance(code, int) else Exit.FINE
-    except click.exceptions.Exit as done:
-        return done.exit_code
-    except click.ClickException as error:
-        error.show()
-        return Exit.USAGE
-    except BenchError as error:
-        _explain(error)
-        return error.exit
-    except (KeyboardInterrupt, click.Abort):
-        return Exit.INTERRUPTED
-
-
-def _explain(error: BenchError) -> None:
-    _tell(f"bench: {error.message}", err=True)
-    if error.hint:
-        _tell(f"  {error.hint}", err=True)
-
-
-def _plain(error: BenchError | OSError) -> BenchError:
-    """What the system says, of a full disk for example, is no mistake of ours; an OSError without a number is."""
-    if isinstance(error, BenchError):
-        return error
-    if error.errno is None:
-        raise error
-    hint = "make room where the run's folder and temporary files lie" if error.errno == errno.ENOSPC else ""
-    return BenchError(": ".join(str(said) for said in (error.filename, error.strerror) if said is not None), hint)
-
-
-def _leave() -> None:
-    """Asked for the third time. Their keeper goes on to end what is left."""
-    from bench import family
-
-    left = family.left()
-    told = f"bench: left while these were still there: {', '.join(left)}\n" if left else "bench: interrupted\n"
-    with suppress(OSError):
-        os.write(2, told.encode())
-    os._exit(Exit.CLEANUP if left else Exit.INTERRUPTED)
-
-
-def _crashed(*problem: Any) -> None:
-    """A mistake of ours is told with its place, for whoever mends it, and without what it may quote."""
-    click.echo(secret.without("".join(traceback.format_exception(*problem))), err=True)
-
-
-def _tell(text: str, err: bool = False) -> None:
-    """Texts of servers, logs and files among it: none of them gets to move the cursor."""
-    with suppress(OSError) if err else nullcontext():  # a log that takes no more is no reason to fail
-        click.echo(inert.screen(text), err=err)
-
-
-def _run() -> object:
-    if given := secret.betrayed(sys.argv[1:]):
-        raise BenchError(
-            f"{given}: a secret on the command line is seen by every user of this machine, and goes into run.json",
-            "vLLM inherits what you export: VLLM_API_KEY, HF_TOKEN, ... For --endpoint, set BENCH_API_KEY or "
-            "BENCH_API_KEY_FILE",
-        )
-    try:
-        return cli(standalone_mode=False)
-    except OSError as error:
-        raise _plain(error) from None
+    ending.end(lambda: cli(standalone_mode=False))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -284,7 +203,7 @@ def _resume(path: Path, as_json: bool) -> int:
         raise BenchError(f"--resume takes everything from the run: leave --{named[0].replace('_', '-')} out")
     folder = Folder.open(path)
     if folder.manifest()["ended"] == "finished":
-        _tell(f"{path} is finished: nothing is left to be done", err=True)
+        ending.tell(f"{path} is finished: nothing is left to be done", err=True)
         return _close(folder, as_json, progress.Terminal())
     run = job.cut(folder)
     with sweep.make_context("sweep", [*run["argv"][2:]]) as before:
@@ -347,11 +266,11 @@ def _rehearse(
     forecasts = {name: forecast(plans[name], name, launch) for name, launch in launches.items()}
     levels = {name: one.levels(name) for name, one in plans.items()}
     if as_json:
-        _tell(report.rehearsed(levels, launches, forecasts, predicted))
+        ending.tell(report.rehearsed(levels, launches, forecasts, predicted))
         return Exit.FINE
-    _tell(report.rehearsal(levels, launches, forecasts))
+    ending.tell(report.rehearsal(levels, launches, forecasts))
     for name, said in predicted.items():
-        _tell(f"{name}, predicted: {said}. The search begins with these levels, and goes on where they disagree.")
+        ending.tell(f"{name}, predicted: {said}. The search begins with these levels, and goes on where they disagree.")
     return Exit.FINE
 
 
@@ -421,7 +340,7 @@ def _calibrated(path: Path, terminal: "Terminal") -> "Speed":
     fit = calibrate.fit(calibrate.cases(records.Folder.open(path)), terminal.say)
     terminal.say("")
     source = f"fitted to {path.name}, off by {fit.typical:.0%} in the middle"
-    _tell(calibrate.toml(fit.speed, source))
+    ending.tell(calibrate.toml(fit.speed, source))
     return fit.speed
 
 
@@ -436,7 +355,7 @@ def _size(given: dict[str, Any], terminal: "Terminal") -> int:
     asked = given["agents"], slo, work, given["seed"], given["kv"], given["model"], given["gpu"]
     found = planner.sizing(*asked, terminal.say)
     terminal.say("")
-    _tell("\n".join(planner.fleets(found, given["agents"], slo)))
+    ending.tell("\n".join(planner.fleets(found, given["agents"], slo)))
     return Exit.FINE
 
 
@@ -462,9 +381,9 @@ def _plan(given: dict[str, Any], fitted: "Speed | None", terminal: "Terminal") -
     done = conclusion.conclude(folder)
     planner.add_outlook(done, schedules)
     paper.write(folder, done)
-    _tell(json.dumps(done.run, indent=2) if given["as_json"] else paper.closing(done, folder))
+    ending.tell(json.dumps(done.run, indent=2) if given["as_json"] else paper.closing(done, folder))
     if not given["as_json"]:
-        _tell("\n".join(planner.summary(done, schedules)))
+        ending.tell("\n".join(planner.summary(done, schedules)))
     return Exit.FINE
 
 
@@ -500,13 +419,13 @@ def compare(before: Path, after: Path, fail_on: str | None, markdown: bool) -> i
     bench compare results/l4/Qwen-Qwen3-4B-FP8/fp8/DATE run --fail-on regression      published against tonight's
     """
     from bench import compare as differ
-    from bench import side
+    from bench import difference, side
 
     a, b = side.read(before), side.read(after)
     if fail_on:
         _judgeable([*a, *b])
     found = differ.compare(a, b)
-    _tell(differ.markdown(found) if markdown else differ.text(found))
+    ending.tell(difference.markdown(found) if markdown else difference.text(found))
     return Exit.THRESHOLD if fail_on and found.headline == "regression" else Exit.FINE
 
 
@@ -531,7 +450,7 @@ def publish(run: Path, results: Path) -> int:
     from bench.records import Folder
 
     place = publisher.publish(conclusion.conclude(Folder.open(run)), results)
-    _tell(f"{place}\nindex: {results / 'README.md'}, {results / 'index.html'}")
+    ending.tell(f"{place}\nindex: {results / 'README.md'}, {results / 'index.html'}")
     return Exit.FINE
 
 
@@ -553,7 +472,7 @@ def export(run: Path, form: str, out: Path | None) -> int:
         click.echo("warning: this run is INVALID: its stamp says why", err=True)
     for name, text in exporter.export(done.run, done.rows, done.records, form).items():
         Folder(out).write(name, text)
-        _tell(str(out / name))
+        ending.tell(str(out / name))
     return Exit.FINE
 
 
@@ -563,7 +482,7 @@ def _close_what_there_is(folder: Any, as_json: bool, terminal: "Terminal") -> No
         if interrupt.times() < 2 and folder.records():
             _close(folder, as_json, terminal)
     except (BenchError, OSError) as error:
-        _explain(_plain(error))
+        ending.explain(ending.plain(error))
     except KeyboardInterrupt:
         pass  # it was told to stop now, and does
 
@@ -575,7 +494,7 @@ def _close(folder: Any, as_json: bool, terminal: "Terminal") -> int:
     done = conclusion.conclude(folder)
     paper.write(folder, done)
     terminal.say("")
-    _tell(json.dumps(done.run, indent=2) if as_json else paper.closing(done, folder))
+    ending.tell(json.dumps(done.run, indent=2) if as_json else paper.closing(done, folder))
     if done.warnings:
-        _tell(paper.cautions(done), err=True)
+        ending.tell(paper.cautions(done), err=True)
     return Exit.FINE if done.valid else Exit.INVALID

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench import compare
+from bench import compare, difference
 from bench.compare import Comparison, Finding, Play, Side
 from bench.errors import BenchError, Exit
 from bench.records import TurnRecord
@@ -157,13 +157,13 @@ def test_failures_on_one_side_are_slower_and_never_nan() -> None:
     )
     back = only(compare.compare([altered(one, failing(6)) for one in runs(1, 1)], runs(2, 1)), "ttft_p99_s", 4)
     assert (back.verdict, back.change) == ("faster", -1.0)
-    assert "nan" not in compare.text(found)
+    assert "nan" not in difference.text(found)
 
 
 def test_a_percentile_that_is_no_time_says_so_in_words() -> None:
     before, after = [run(1)], [altered(run(2), failing(40))]
-    assert "failed or timed out" in compare.text(compare.compare(before, after))
-    assert "failed or timed out" not in compare.text(compare.compare(before, [run(2)]))
+    assert "failed or timed out" in difference.text(compare.compare(before, after))
+    assert "failed or timed out" not in difference.text(compare.compare(before, [run(2)]))
 
 
 def test_failures_too_few_for_any_percentile_are_counted() -> None:
@@ -247,11 +247,11 @@ def test_it_says_the_same_each_time() -> None:
 
 def test_the_terminal_has_a_hundred_columns_and_the_verdict_first() -> None:
     found = compare.compare(runs(1, 3), [altered(one, lambda values: 3 * values) for one in runs(4, 3)])
-    lines = compare.text(found).splitlines()
+    lines = difference.text(found).splitlines()
     assert lines[0].startswith("Regression: TTFT")
     assert max(map(len, lines)) <= 100
-    assert compare.markdown(found).startswith("**Regression")
-    same = compare.text(compare.compare(runs(1, 1), runs(2, 1)))
+    assert difference.markdown(found).startswith("**Regression")
+    same = difference.text(compare.compare(runs(1, 1), runs(2, 1)))
     assert same.startswith("No difference found. Could have seen, over all levels: TTFT p50 ≥")
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 BENCH = Path(__file__).parent.parent / "bench"
 FLOORS = {
     "cli": 9,
-    **dict.fromkeys(("publish", "wanted"), 8),
+    **dict.fromkeys(("publish", "wanted", "ending"), 8),
     "report": 7,
     "plan": 7,
     "sweep": 6,
     "search": 5,
     **dict.fromkeys(("plots", "page", "side"), 6),
-    **dict.fromkeys(("progress", "conclusion", "beside", "catalogue", "export", "lives"), 5),
+    **dict.fromkeys(("progress", "conclusion", "beside", "catalogue", "export", "lives", "difference"), 5),
     **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "scene"), 4),
     **dict.fromkeys(("troupe", "schedule", "foresight"), 4),
     "calibrate": 5,

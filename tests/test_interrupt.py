@@ -305,7 +305,7 @@ def test_while_the_program_is_still_loading_it_is_no_crash() -> None:
 
 def test_one_that_cuts_a_text_of_code_short_is_exit_130_too(tmp_path: Path) -> None:
     """As that of a dataclass, while it is loaded: Python would note it, and die of the signal at its end."""
-    script = "import bench.cli\nbench.cli._run = lambda: exec('raise KeyboardInterrupt')\nbench.cli.main()"
+    script = "import bench.cli as c\nc.ending._run = lambda command: exec('raise KeyboardInterrupt')\nc.main()"
     (tmp_path / "broken.py").write_text(script)
     path = {**os.environ, "PYTHONPATH": f"{tmp_path}:{HERE.parent}"}
     ran = subprocess.run([sys.executable, "-m", "broken"], capture_output=True, text=True, env=path)

@@ -16,6 +16,7 @@ from bench import (
     compare,
     diagnosis,
     dialect,
+    difference,
     export,
     foreign,
     inert,
@@ -187,7 +188,7 @@ def _run(data: bytes, folder: Path) -> None:
     b"".join(text.encode() for text in told)
     (found,) = side.read(folder)
     differs = compare.compare([found], [found])
-    (compare.text(differs) + compare.markdown(differs)).encode()
+    (difference.text(differs) + difference.markdown(differs)).encode()
     with contextlib.suppress(BenchError):
         place = publish.publish(done, folder / "results")
         assert place.resolve().is_relative_to((folder / "results").resolve())
@@ -205,7 +206,7 @@ def _published(data: bytes, folder: Path) -> None:
     _changed(files, Choices(data), folder / place)
     publish.index(folder)
     (found,) = side.read(folder / place)
-    compare.text(compare.compare([found], [found])).encode()
+    difference.text(compare.compare([found], [found])).encode()
 
 
 # --- what other tools wrote ---
@@ -220,7 +221,7 @@ def _foreign(data: bytes, folder: Path) -> None:
     found = foreign.read(folder / "x.json")
     if found is not None:
         a = side.read(folder / "x.json")
-        compare.text(compare.compare(a, a)).encode()
+        difference.text(compare.compare(a, a)).encode()
 
 
 def _foreign_results() -> list[Any]:

@@ -20,6 +20,7 @@ from bench import audit, calibrate, foresight, knee
 from bench.audit import Evidence
 from bench.calibrate import Case
 from bench.conclusion import Conclusion, conclude
+from bench.errors import Exit
 from bench.load import Level
 from bench.records import Folder
 from bench.speed import Speed
@@ -44,8 +45,9 @@ class Setting:
             print(f"playing {out}", flush=True)
             what = ["--gpu", str(machine), "--kv", self.kv, "--workload", str(HERE / f"{self.workload}.toml")]
             words = [*what, "--slo", promise, *self.more, *more, "--out", str(out), "--", *self.extra]
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            subprocess.run([sys.executable, "-m", "bench", "sweep", *words], check=False, **quiet)  # type: ignore[call-overload]
+            ran = subprocess.run([sys.executable, "-m", "bench", "sweep", *words], capture_output=True, text=True)
+            if ran.returncode not in (Exit.FINE, Exit.INVALID):
+                sys.exit(f"{out}: exit code {ran.returncode}\n{ran.stderr[-4000:]}")
         return out
 
     @property
