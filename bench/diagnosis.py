@@ -54,8 +54,14 @@ CURES = (
 )  # fmt: skip
 
 
-def diagnose(log: Path) -> tuple[str, str]:
-    """The cause, and the way out where one is known: told by the cause itself if it can be, else by the whole log."""
+KILLED = "killed (signal 9): by somebody, or by the kernel for want of memory, which `dmesg` would tell"
+
+
+def diagnose(log: Path, code: int | None = None) -> tuple[str, str]:
+    """The cause, and the way out where one is known: told by the cause itself if it can be, else by the whole log.
+    Whoever is killed has no time to write down why."""
+    if code == -signal.SIGKILL:
+        return f"it was {KILLED}", ""
     why = cause(log)
     for text in (why, "\n".join(_lines(log))):
         for pattern, cure in CURES:
@@ -65,10 +71,7 @@ def diagnose(log: Path) -> tuple[str, str]:
 
 
 def ended(code: int, log: Path | None) -> str:
-    """Whoever is killed has no time to write down why."""
-    if code != -signal.SIGKILL:
-        return f"vLLM ended with exit code {code}: {cause(log)}"
-    return "vLLM was killed (signal 9): by somebody, or by the kernel for want of memory, which `dmesg` would tell"
+    return f"vLLM was {KILLED}" if code == -signal.SIGKILL else f"vLLM ended with exit code {code}: {cause(log)}"
 
 
 def cause(log: Path | None) -> str:

@@ -196,7 +196,7 @@ def _await_ready(
     usual = launch.file.serve.start_s
     while (waited := time.perf_counter() - began) < limit_s:
         if kept.poll() is not None:
-            why, hint = diagnosis.diagnose(log)
+            why, hint = diagnosis.diagnose(log, kept.returncode)
             raise BenchError(f"vLLM did not start: {why}", f"{hint}its log: {log}", Exit.SERVER)
         with suppress(OSError):
             served = connection.run(_models(base, ours, SOON_S))

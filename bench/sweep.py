@@ -27,6 +27,7 @@ from bench import (
     manifest,
     scrape,
     search,
+    secret,
     server,
     stats,
     troupe,
@@ -297,6 +298,9 @@ def sweep(variants: Sequence[Variant], folder: Folder, show: Show, run: dict[str
         raise KeyboardInterrupt from None
     except BenchError as error:
         ended = f"failed: {error.message}"
+        raise
+    except Exception as error:  # of the system, or a mistake of ours
+        ended = f"failed: {secret.without(repr(error))}"
         raise
     finally:
         run["ended"] = ended

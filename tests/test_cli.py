@@ -246,6 +246,7 @@ def test_an_error_of_the_system_that_names_no_file_is_told_without_a_traceback(a
     assert ran.returncode == 2, ran.stderr
     assert "bench: No space left on device" in ran.stderr
     assert "Traceback" not in ran.stderr
+    assert "No space left" in json.loads((at / "run" / "run.json").read_text())["ended"], "for whoever finds it later"
 
 
 def test_errors_make_the_run_invalid_exit_4(at: Path) -> None:

@@ -35,6 +35,14 @@ def test_the_cause_is_found_under_the_traceback(tmp_path: Path, lines: list[str]
     assert "\x1b" not in found
 
 
+def test_who_is_killed_had_no_time_to_say_why(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("Initializing model took 0.1 seconds")
+    assert diagnosis.diagnose(log, -9)[0].startswith("it was killed (signal 9)")
+    assert diagnosis.ended(-9, log).startswith("vLLM was killed (signal 9)")
+    assert "Initializing model" in diagnosis.diagnose(log, 1)[0]
+
+
 def test_the_stage_is_the_furthest_one_reached(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("")
