@@ -48,7 +48,7 @@ FAULTS = {
     4: (engine, signal.SIGKILL, "EngineDeadError"),
 }
 
-REQUESTS = 600  # a level of 60 is over in a third of a second on a quiet machine, before its accident
+REQUESTS = 300  # a level of 60 is over in a third of a second on a quiet machine, before its accident
 
 
 def test_a_level_whose_server_is_lost_is_begun_anew_on_another(tmp_path: Path) -> None:
