@@ -1,6 +1,7 @@
 """The search against every level one by one, on a simulated server; and what a user sees of it."""
 
 import math
+import random
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -205,6 +206,33 @@ def test_between_two_levels_the_ceiling_is_looked_for_where_the_promise_would_cr
     assert search.crossing(0.5, {100: 0.49, 612: 9.0})(100, 612) == 103
     assert search.crossing(0.5, {640: 0.49, 1152: 9.0})(640, 1152) == 650, "a level's width is 1/64 of its sessions"
     assert search.crossing(0.97, {8: 0.99, 12: 0.95})(8, 12) == 9, "a share that falls"
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_whatever_the_levels_answer_it_ends_and_plays_none_too_often_or_too_high(seed: int) -> None:
+    """Contradictions among it: levels that break for once, promises that cost nothing, predictions that jump."""
+    chance = random.Random(seed)
+    most = chance.choice([1, 2, 48, 5_000])
+    edges = chance.randint(0, most), chance.randint(0, most)
+
+    def answer(level: int, edge: int) -> search.Answer:
+        broken = (level > edge) != (chance.random() < 0.05)
+        return search.Answer(broken, abs(broken - chance.random() / 2), chance.choice([0.0, 0.5, 1.0]))
+
+    def guess() -> Prediction:
+        return Prediction(chance.randint(0, 2 * most), chance.randint(0, 2 * most), "")
+
+    slo, seen = knee.parse_slo("ttft_p99<500ms"), dict[int, search.Seen]()
+    for _ in range(60):
+        aim = search.Aim(slo, guess(), most, lambda _: 200, chance.random() < 0.5, chance.random() < 0.2)
+        if (level := search.step(aim, [seen[at] for at in sorted(seen)]).level) is None:
+            return
+        assert 1 <= level <= most
+        plays = seen[level].plays + 1 if level in seen else 1
+        assert plays <= aim.plays
+        value = chance.choice([None, math.inf, 0.1, 0.5, 2.0])
+        seen[level] = search.Seen(level, plays, answer(level, edges[0]), answer(level, edges[1]), value)
+    raise AssertionError(f"no end: {sorted(seen)}")
 
 
 def test_without_what_was_cached_the_knee_is_looked_for_in_times() -> None:
