@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGKILL, SIGSTOP
 
 from bench import interrupt, keeper
 from bench.errors import BenchError, Exit
@@ -73,9 +73,9 @@ class Kept:
             pass
         return self.returncode
 
-    def look(self) -> None:
+    def look(self, closely: bool = True) -> None:
         """What memory it shares: should keeper and leader be killed at once, nobody else knows."""
-        self._segments.look(self._keeper.pid, closely=True)
+        self._segments.look(self._keeper.pid, closely)
 
     def members(self) -> set[int]:
         found = keeper.descendants(self._keeper.pid)
@@ -141,6 +141,7 @@ class Kept:
     def _end_strays(self) -> None:
         deadline = time.monotonic() + PROOF_S
         while (strays := self._strays()) and time.monotonic() < deadline:
+            keeper.send(strays, SIGSTOP)  # what they made while we look at what they have would be nobody's
             for pid in strays:
                 self._segments.look(pid, closely=True)
             keeper.send(strays, SIGKILL)

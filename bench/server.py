@@ -198,6 +198,7 @@ def _await_ready(
         if kept.poll() is not None:
             why, hint = diagnosis.diagnose(log, kept.returncode)
             raise BenchError(f"vLLM did not start: {why}", f"{hint}its log: {log}", Exit.SERVER)
+        kept.look(closely=False)
         with suppress(OSError):
             served = connection.run(_models(base, ours, SOON_S))
             _refuse_stranger(kept, int(base.rpartition(":")[2]))
