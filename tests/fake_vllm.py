@@ -233,6 +233,7 @@ MODES: dict[str, tuple[Callable[[], object], ...]] = {
     "family": (bear_children,),
     "stray": (leave_a_stray, hold_a_segment),
     "segment": (hold_a_segment,),
+    "mute segment": (hold_a_segment, lambda: time.sleep(600)),
     "mute stray": (leave_a_stray, hold_a_segment, lambda: time.sleep(600)),
     "deaf stray": (be_deaf, leave_a_stray, hold_a_segment),
 }

@@ -171,6 +171,22 @@ def test_when_the_keeper_is_killed_bench_ends_what_comes_to_it(tmp_path: Path) -
     mine.wait()
 
 
+@pytest.mark.usefixtures("nothing_left")
+def test_a_keeper_killed_while_its_server_starts_leaves_no_shared_memory(tmp_path: Path) -> None:
+    """Its only owner dies with the keeper: by then it has to be known."""
+    held = 0
+
+    def say(_: str) -> None:
+        nonlocal held
+        held += "segment" in (tmp_path / "vllm-fp8.log").read_text()
+        if held == 5:
+            os.kill(next(pid for pid in ours(tmp_path) if family.keeps(pid)), signal.SIGKILL)
+
+    starts = server.serve(fake("mute segment"), launch(), tmp_path, say, stop_timeout_s=1)
+    with pytest.raises(BenchError, match="it was killed"), starts:
+        pass
+
+
 HEADLESS = """
 import ctypes, platform, subprocess, sys, threading, time
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
