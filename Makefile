@@ -21,7 +21,7 @@ LOCKS = locks/run.txt locks/dev.txt locks/supply.txt
 TARGET ?= run
 MINUTES ?= 5
 
-.PHONY: install sweep test bench-client prediction fuzz endurance check format lint clean lock sbom audit
+.PHONY: install sweep test roof bench-client prediction fuzz endurance check format lint clean lock sbom audit
 install: .venv/.installed $(ENGINE)
 
 .venv/.installed: pyproject.toml locks/dev.txt
@@ -48,6 +48,11 @@ sweep: install
 
 test: install
 	.venv/bin/pytest
+
+# What this machine computes and moves at most, by the torch that runs vLLM: on a GPU, `make roof VLLM_PYTHON=python3`.
+VLLM_PYTHON ?= $(firstword $(wildcard .engine/bin/python) python3)
+roof:
+	@$(VLLM_PYTHON) tests/card/roof.py
 
 # A benchmark and no test: load clients against a server whose times are known, an hour for all of them.
 bench-client: .venv/.installed $(PEERS:%=.peers/%/.installed) $(if $(filter vllm,$(CLIENTS)),$(ENGINE))

@@ -12,7 +12,7 @@ import numpy as np
 from bench import division, kv, recipe, tables, workload
 from bench.errors import BenchError
 from bench.geometry import Geometry, Unknown
-from bench.recipe import Launch
+from bench.recipe import Card, Launch, Roof
 from bench.speed import Speed
 from bench.workload import Workload
 
@@ -213,27 +213,57 @@ def speed(launch: Launch) -> Speed | None:
         unseen = fitted.kv not in ("", launch.kv)  # another precision is read at another speed
         return replace(fitted, below=max(fitted.below, UNSEEN), past=max(fitted.past, UNSEEN)) if unseen else fitted
     card = launch.file.card
+    if card is None or (peak := _peak(launch, card, division.parts(launch)[0])) is None:
+        return None
+    return replace(
+        peak,
+        weights_s=peak.weights_s / BANDWIDTH_SHARE,
+        token_s=peak.token_s / MATRIX_SHARE,
+        attend_s=peak.attend_s / ATTENTION_SHARE,
+        read_s=peak.read_s / BANDWIDTH_SHARE,
+        sequence_s=0.0,
+        request_s=REQUEST_S,
+        source=f"the data sheet of {card.name}, and the shares of it that the study's L4 reached",
+    )
+
+
+def roof(launch: Launch) -> Speed | None:
+    """No server on these cards is faster: as was measured on such a machine, else by the card's data sheet."""
+    seen, card, model = launch.file.roof, launch.file.card, _shapes(launch)
+    if model is None or model.latent or any(model.windows):  # whose attention is another sum
+        return None
+    if seen is not None:
+        return _peak(launch, seen, launch.cards, seen.bf16_tflops.source)
+    return _peak(launch, card, launch.cards, f"the data sheet of {card.name}") if card is not None else None
+
+
+def _shapes(launch: Launch) -> Geometry | None:
     try:
-        model = division.shapes_of(launch)
+        return division.shapes_of(launch)
     except Unknown:
         return None
-    each = kv_bytes_per_token(model, launch.precision.dtype)
-    if card is None or each is None:
+
+
+def _peak(launch: Launch, of: Card | Roof, gpus: int, source: str = "") -> Speed | None:
+    """With nothing lost on the way: None where the model's shapes or the cache's layout are not known."""
+    if (model := _shapes(launch)) is None:
         return None
-    tp = division.parts(launch)[0]
-    narrow = card.fp8_tflops if model.weight_bytes <= 1 else None
-    rate, attention = (narrow or card.bf16_tflops).value * 1e12 * tp, card.bf16_tflops.value * 1e12 * tp
-    bandwidth = BANDWIDTH_SHARE * card.bandwidth_gb_s.value * 1e9 * tp
+    each = kv_bytes_per_token(model, launch.precision.dtype)
+    if each is None:
+        return None
+    narrow = of.fp8_tflops if model.weight_bytes <= 1 else None
+    rate, attention = (narrow or of.bf16_tflops).value * 1e12 * gpus, of.bf16_tflops.value * 1e12 * gpus
+    bandwidth = of.bandwidth_gb_s.value * 1e9 * gpus
     return Speed(
         step_s=0.0,
         weights_s=model.active_bytes / bandwidth,
-        token_s=2 * model.active_parameters / (MATRIX_SHARE * rate),
-        attend_s=4 * model.layers * model.heads * model.head_dim / (ATTENTION_SHARE * attention),
+        token_s=2 * model.active_parameters / rate,
+        attend_s=4 * model.layers * model.heads * model.head_dim / attention,
         read_s=each / bandwidth,
-        sequence_s=0.0,
-        request_s=REQUEST_S,
+        sequence_s=model.head_operations / attention,
+        request_s=0.0,
         said_s=0.0,
-        source=f"the data sheet of {card.name}, and the shares of it that the study's L4 reached",
+        source=source,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
-from bench import manifest, recipe
+from bench import cost, manifest
 from bench.hypertext import Column, cell, document, legend, sortable, worded
 from bench.stats import LevelRow, rate
 from bench.svg import clean, tag
@@ -24,6 +24,7 @@ COLUMNS = (
     Column("promise"),
     Column("req/s", "answered requests a second at the ceiling", "1/s"),
     Column("$ / 1,000 tasks", "price of the machine while it answers a thousand whole sessions at the ceiling", "USD"),
+    Column("MJ / 1,000 tasks", "what its cards draw meanwhile", "MJ"),
     Column("date"),
     Column("vLLM", "its version"),
     Column("bench", "its version"),
@@ -48,6 +49,7 @@ class Entry:
     slo: str
     req_per_s: float | None  # at the ceiling
     usd_per_1000_tasks: float | None
+    joules_per_1000_tasks: float | None
     date: str
     vllm: str
     bench: str
@@ -59,7 +61,8 @@ def entries(run: Mapping[str, Any], rows: Sequence[LevelRow], place: PurePath) -
     for name, verdict in run["verdict"]["variants"].items():
         facts = run["variants"][name]
         launch, server, here = facts["launch"] or {}, facts.get("server", {}), manifest.of(run, name)
-        answered = _answered(rows, name, verdict["ceiling"])
+        top, turns = _top(rows, name, verdict["ceiling"]), here["typical"]["turns"]
+        answered = top.req_per_s if top else None
         yield Entry(
             card=_card(run, launch),
             model=server.get("model") or launch.get("model") or "-",
@@ -71,7 +74,8 @@ def entries(run: Mapping[str, Any], rows: Sequence[LevelRow], place: PurePath) -
             ceiling=verdict["ceiling"],
             slo=verdict["slo"],
             req_per_s=answered,
-            usd_per_1000_tasks=price(_usd_h(launch), answered, here["typical"]["turns"]),
+            usd_per_1000_tasks=cost.in_money(cost.usd_h(launch), answered, turns),
+            joules_per_1000_tasks=cost.of_tasks(top.power_w if top else None, answered, turns),
             date=run["started"][:10],
             vllm=str(server.get("version") or "-"),
             bench=run["machine"]["bench"],
@@ -85,27 +89,18 @@ def _card(run: Mapping[str, Any], launch: Mapping[str, Any]) -> str:
     return str(launch.get("name") or (gpus[0]["name"] if gpus else "endpoint"))
 
 
-def _answered(rows: Sequence[LevelRow], variant: str, ceiling: int | None) -> float | None:
+def _top(rows: Sequence[LevelRow], variant: str, ceiling: int | None) -> LevelRow | None:
     at = (variant, "realistic", ceiling)
-    return next((row.req_per_s for row in rows if (row.variant, row.case, row.concurrency) == at), None)
-
-
-def _usd_h(launch: Mapping[str, Any]) -> float | None:
-    card = (launch.get("file") or {}).get("card")
-    return card["price_usd_h"]["value"] * recipe.cards(launch["tp"], launch["extra"]) if card else None
-
-
-def price(usd_h: float | None, req_per_s: float | None, turns: float) -> float | None:
-    """Of a thousand tasks, each a whole session. None for a machine without a price."""
-    return float(usd_h / 3600 * turns / req_per_s * 1000) if usd_h and req_per_s else None
+    return next((row for row in rows if (row.variant, row.case, row.concurrency) == at), None)
 
 
 def _texts(entry: Entry) -> tuple[str, ...]:
     """In the order of COLUMNS."""
+    energy = entry.joules_per_1000_tasks
     told = (entry.card, entry.model, entry.precision, entry.workload, entry.knee, _sure(entry.knee_confidence),
             _told(entry.ceiling, "{:d}"), entry.slo, "-" if entry.req_per_s is None else rate(entry.req_per_s),
-            _told(entry.usd_per_1000_tasks, "{:,.2f}"), entry.date, entry.vllm, entry.bench,
-            entry.departures or "no")  # fmt: skip
+            _told(entry.usd_per_1000_tasks, "{:,.2f}"), "-" if energy is None else f"{energy / 1e6:,.2f}", entry.date,
+            entry.vllm, entry.bench, entry.departures or "no")  # fmt: skip
     return tuple(plain(text) for text in told)
 
 
@@ -119,8 +114,8 @@ def _sure(confidence: float | None) -> str:
 
 def _values(entry: Entry) -> tuple[object, ...]:
     """What each column is sorted by, where that is not its text."""
-    price, answered = entry.usd_per_1000_tasks, entry.req_per_s
-    return (*[None] * 4, entry.knee_least, entry.knee_confidence, entry.ceiling, None, answered, price, *[None] * 4)
+    costs = (entry.req_per_s, entry.usd_per_1000_tasks, entry.joules_per_1000_tasks)
+    return (*[None] * 4, entry.knee_least, entry.knee_confidence, entry.ceiling, None, *costs, *[None] * 4)
 
 
 def index_html(found: Sequence[Entry]) -> str:

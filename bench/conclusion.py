@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench import audit, cause, knee, manifest, stats
+from bench import audit, cause, cost, knee, manifest, stats
 from bench.audit import Check, Evidence, Warning
 from bench.cause import Server
 from bench.errors import BenchError
 from bench.knee import Knee, Slo
 from bench.records import LINES, Folder, TurnRecord, attempts, is_last, play_of
+from bench.speed import CONSTANTS, Speed
 from bench.stats import LevelRow
+from bench.table import OF_CARD
 
 Samples = Sequence[dict[str, Any]]
 SURPRISE = 2  # sessions off: more of them want a reason
@@ -69,6 +71,7 @@ def conclude(folder: Folder) -> Conclusion:
         verdicts[variant] = _verdict(found, own, knee.parse_slo(run["slo"]), _server(here, facts))
         if run.get("simulated"):  # it would come out the same again: of the machine that says nothing
             verdicts[variant] |= {"knee_confidence": None, "ceiling_confidence": None, "ceiling_between": None}
+        verdicts[variant]["card"] = _card(found, verdicts[variant]["ceiling"], facts, here["typical"]["turns"])
         verdicts[variant]["search"] = _searched(facts.get("search"), verdicts[variant], found)
         if {"dialect", "server"} <= set(facts) and own:
             healthy = (verdicts[variant]["knee"] or [None])[0]
@@ -139,14 +142,16 @@ def _rows(
     for record in records:
         levels.setdefault((record.case, record.concurrency), []).append(record)
     told, felt = _by_level(samples), _by_level(pulses)
-    server = _server(run, run["variants"][variant])
+    facts = run["variants"][variant]
+    server, roof = _server(run, facts), facts.get("roof")
     for level in run["levels"]:
         name = (level["case"], level["concurrency"])
         found = levels.get(name, [])
         ended = sum(record.turn > 0 and record.status != "cut" for record in found)
         if level["variant"] == variant and ended == level["requests"] * run["repeats"]:
             own, pulse = told.get(name, []), felt.get(name, [])
-            yield stats.reduce(found, own, run["typical"]["shared_tokens"], server.max_seqs, pulse)
+            known = Speed(**{name: roof[name] for name in CONSTANTS}) if roof else None
+            yield stats.reduce(found, own, run["typical"]["shared_tokens"], server.max_seqs, pulse, known)
 
 
 def _by_level(samples: Samples) -> dict[tuple[str, int], list[dict[str, Any]]]:
@@ -321,6 +326,22 @@ def _surprise(told: dict[str, Any], off: dict[str, int], verdict: dict[str, Any]
 def _number(value: float | None) -> float | None:
     """None where it is a failure: run.json is JSON, which knows no infinity."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def _card(rows: Sequence[LevelRow], ceiling: int | None, facts: dict[str, Any], turns: float) -> dict[str, Any] | None:
+    """What they did, and what a thousand tasks took, where the promise is just kept; if it never is, at the top."""
+    told = [row for row in _case(rows, "realistic") if not row.why_none]
+    if not told:
+        return None
+    row = next((row for row in told if row.concurrency == ceiling), told[-1])
+    return {
+        "level": row.concurrency,
+        "turns": turns,
+        "source": (facts.get("roof") or {}).get("source"),
+        **{name: getattr(row, name) for name in OF_CARD},
+        "usd_per_1000_tasks": cost.in_money(cost.usd_h(facts["launch"] or {}), row.req_per_s, turns),
+        "joules_per_1000_tasks": cost.of_tasks(row.power_w, row.req_per_s, turns),
+    }
 
 
 def _cache_worth(rows: Sequence[LevelRow]) -> dict[str, Any] | None:

@@ -140,6 +140,7 @@ def facts(server: Simulated) -> dict[str, Any]:
         "settings": [told, told],
         "dialect": {"name": "simulated", "reports_cached": True},
         "capacity": asdict(capacity.expected(server.launch)),
+        "roof": asdict(roof) if (roof := capacity.roof(server.launch)) else None,
         "simulated": {"setup": asdict(server.setup), "speed": asdict(server.speed)},
     }
 

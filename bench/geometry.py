@@ -69,6 +69,11 @@ class Geometry:
         """What is read of the weights for one token."""
         return sum(self._layer_bytes(layer, 1, used_only=True) for layer in range(self.layers)) + self._table_bytes
 
+    @property
+    def head_operations(self) -> float:
+        """To rate every word, for one token of an answer: a multiplication and an addition a parameter."""
+        return 2.0 * self.vocabulary * self.hidden
+
     def stage_bytes(self, tp: int = 1, pp: int = 1) -> tuple[float, ...]:
         """On each GPU of each stage: the embedding is on the first, the head on the last."""
         table = self._table_bytes / tp

@@ -6,6 +6,7 @@ from typing import Any
 
 from bench import shape
 from bench.errors import BenchError
+from bench.speed import CONSTANTS
 
 
 def name(value: object) -> bool:
@@ -70,11 +71,11 @@ SERVER = {
 }
 OUTLOOK = {
     "cliff_s": float,
-    "usd_per_1000_tasks": (float, None),
     "levers": [{"what": str, "sessions": (float, None), "price_usd_h": (float, None)}],
     "bands": [{"concurrency": shape.positive, **dict.fromkeys(("ttft_p50_s", "ttft_p99_s", "req_per_s"), interval)}],
     "source": str,
 }
+ROOF = {**dict.fromkeys(CONSTANTS, float), "source": str}
 PREDICTION = {"knee": int, "ceiling": int, "how": str, "tokens": (int, None)}
 RUN = {
     "started": moment,
@@ -108,6 +109,7 @@ RUN = {
             "settings?": history,
             "dialect?": {"name": str},
             "outlook?": OUTLOOK,
+            "roof?": (None, ROOF),
             "search?": {
                 "prediction?": PREDICTION,
                 "corrected?": PREDICTION,

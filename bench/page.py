@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench import beside, manifest, table, tables, words
+from bench import beside, table, tables, words
 from bench.hypertext import Column, cell, command, document, legend, sortable, worded
 from bench.sample import floor
 from bench.stats import METRICS, NO_PERCENTILES, PERCENTILES, LevelRow, more_sessions, rate, seconds, share, show
@@ -12,7 +12,7 @@ from bench.svg import clean, tag
 
 # What a verdict of an older version did not say.
 UNSAID = ("knee", "knee_confidence", "ceiling", "ceiling_confidence", "highest", "cause", "binding", "shares",
-          "compared", "worst_case", "prediction", "luck", "cache_worth", "sdk")  # fmt: skip
+          "compared", "worst_case", "prediction", "luck", "cache_worth", "sdk", "card")  # fmt: skip
 LEVEL = Column("C", "sessions at once", "")
 BANDS = (LEVEL, Column("TTFT p50"), Column("TTFT p99"), Column("req/s"))
 LEVERS = (
@@ -39,6 +39,7 @@ def page(run: Run, rows: Sequence[LevelRow], figures: Mapping[str, str]) -> str:
                                                          *_pictures(run, figures, "memory", "precisions")])),
         "outlook": ("What would move it", "".join(_outlooks(run))),
         "worth": ("What the cache is worth", "".join(_pictures(run, figures, "band"))),
+        "card": ("How close to the card's limit", "".join(_cards(run, rows))),
         "conditions": ("To repeat it", "".join(_conditions(run))),
         "checks": ("Checks", "".join(_checks(run))),
     }  # fmt: skip
@@ -114,7 +115,8 @@ def _list(said: Sequence[str]) -> str:
 def _sentence(text: str) -> str:
     """What it is about stands out."""
     match = re.match(
-        r"(?:Knee|Failed|Cause|Unlucky|Predicted|Ceiling|Together|The cache|Official SDK|Worst case):", text
+        r"(?:Knee|Failed|Cause|Unlucky|Predicted|Ceiling|Together|Cost|The card|The cache|Official SDK|Worst case):",
+        text,
     )
     about = match[0] if match else ""
     return tag("li", tag("strong", about), clean(text.removeprefix(about)))
@@ -162,6 +164,19 @@ def _tables(run: Run, rows: Sequence[LevelRow]) -> Iterator[str]:
         yield tag("p", clean(note), class_="note")
     if rows:
         yield legend(columns)
+
+
+def _cards(run: Run, rows: Sequence[LevelRow]) -> Iterator[str]:
+    """Of the cards, what is told of them."""
+    names = table.of_card(rows)
+    columns = [LEVEL, *(Column(METRICS[name].title, METRICS[name].meaning, METRICS[name].unit) for name in names)]
+    for title, group in table.groups(rows) if names else ():
+        lines = [_level(row, [_measured(row, name) for name in names]) for row in group]
+        inner = tag("h3", clean(title)) + sortable(f"The card: {title}", columns, lines)
+        yield tag("div", inner, data_variant=group[0].variant)
+    sources = {facts["roof"]["source"] for facts in run["variants"].values() if facts.get("roof")}
+    if names and sources:
+        yield tag("p", clean(f"What it could have done: {'; '.join(sorted(sources))}."), class_="note")
 
 
 def _row(row: LevelRow, over: int | None) -> str:
@@ -276,13 +291,11 @@ def _predictions(run: Run) -> Iterator[str]:
 
 def _outlooks(run: Run) -> Iterator[str]:
     """Of a simulated run."""
-    for name, verdict in run["verdict"]["variants"].items():
-        if told := run["variants"][name].get("outlook"):
-            turns = manifest.of(run, name)["typical"]["turns"]
-            said = [words.cliff(told)] + ([words.price(told, verdict, turns)] if told["usd_per_1000_tasks"] else [])
+    for name, facts in run["variants"].items():
+        if told := facts.get("outlook"):
             bands = sortable("Expected of a real run", BANDS, [_band(band) for band in told["bands"]])
             levers = sortable("What would move the knee", LEVERS, [_lever(lever) for lever in told["levers"]])
-            inner = [*(tag("p", clean(text)) for text in said), levers, tag("p", clean(words.banded(told))), bands]
+            inner = [tag("p", clean(words.cliff(told))), levers, tag("p", clean(words.banded(told))), bands]
             yield tag("div", _of(run, name), *inner, data_variant=name)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from bench import capacity, catalogue, foresight, recipe, stats, sweep, tables, words
+from bench import capacity, cost, foresight, recipe, stats, sweep, tables, words
 from bench.conclusion import Conclusion
 from bench.errors import BenchError
 from bench.foresight import Simulated
@@ -157,7 +157,6 @@ class Outlook:
     """What a planner asks besides the table."""
 
     cliff_s: float
-    usd_per_1000_tasks: float | None  # at the ceiling
     levers: tuple[Lever, ...]  # the strongest first
     bands: tuple[dict[str, Any], ...]  # of each level: between what and what a real run is expected
     source: str  # of the constants
@@ -172,10 +171,8 @@ def outlook(done: Conclusion, server: Simulated, schedule: Schedule) -> Outlook:
     verdict, workload, seed = done.run["verdict"]["variants"][server.name], schedule.workload, schedule.seed
     rows = [row for row in done.rows if (row.variant, row.case) == (server.name, "realistic")]
     over = verdict["knee"][1] if verdict["knee"] else verdict["below"]
-    top = next((row.req_per_s for row in rows if row.concurrency == verdict["ceiling"]), None)
     return Outlook(
         cliff_s(server, workload, seed),
-        catalogue.price(_usd_h(server.launch), top, workload.typical(seed).turns),
         tuple(sorted(levers(server, workload, seed), key=lambda one: -(one.sessions or 0))),
         tuple(_band(row, server.speed, over) for row in rows),
         server.speed.source,
@@ -240,7 +237,7 @@ def _fleet(launch: Launch, agents: int, slo: Slo, workload: Workload, seed: int)
         return None
     replicas = math.ceil(agents / row.concurrency)
     usd_h = replicas * (_usd_h(launch) or 0.0)
-    price = catalogue.price(usd_h / replicas, row.req_per_s, workload.typical(seed).turns)
+    price = cost.in_money(usd_h / replicas, row.req_per_s, workload.typical(seed).turns)
     return Fleet(launch, row.concurrency, replicas, usd_h, price)
 
 
@@ -273,11 +270,9 @@ def summary(done: Conclusion, schedules: Schedules) -> list[str]:
     """For the screen, below the table."""
     lines = []
     for server, schedule in schedules:
-        told, verdict = done.run["variants"][server.name]["outlook"], done.run["verdict"]["variants"][server.name]
+        told = done.run["variants"][server.name]["outlook"]
         lines += ["", f"{server.name}: from memory to sessions", *waterfall(server, schedule.workload, schedule.seed)]
         lines.append(words.cliff(told))
-        if told["usd_per_1000_tasks"] is not None:
-            lines.append(words.price(told, verdict, schedule.workload.typical(schedule.seed).turns))
         heads = f"{'C':>5}  {'TTFT p50':>19}  {'TTFT p99':>19}  {'req/s':>14}"
         lines += ["", words.banded(told), heads, *map(_banded, told["bands"])]
         lines += ["", "What would move the knee:", *map(_move, told["levers"])]

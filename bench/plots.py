@@ -461,6 +461,8 @@ def _strips(seen: Seen) -> Iterator[Strip]:
     busy = (("running", _column("running_max")), ("waiting", _column("waiting_max")))
     yield Strip("requests at once, at most", busy, lambda value: f"{value:g}")
     yield Strip("preemptions", (("", _column("preemptions")),), lambda value: f"{value:g}")
+    close = (("matrix rate", _column("matrix_share")), ("bandwidth", _column("bandwidth_share")))
+    yield Strip("of the card's limit, at least", close, _percent)
 
 
 def server(seen: Seen) -> str | None:

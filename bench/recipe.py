@@ -37,6 +37,15 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
+class Roof:
+    """What a machine of this kind was seen to do at most: `make roof` measures it."""
+
+    bf16_tflops: Fact
+    bandwidth_gb_s: Fact
+    fp8_tflops: Fact | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Serve:
     """Everything whose default moves between vLLM's versions is stated here, never left to it."""
 
@@ -72,6 +81,7 @@ class RecipeFile:
     serve: Serve
     kv: dict[str, Precision]
     card: Card | None = None
+    roof: Roof | None = None  # None: the card's data sheet
     speed: Speed | None = None  # as fitted to a run there; None: by the card's data sheet
     caveat: str | None = None  # what a reader of the numbers must know
 

@@ -26,6 +26,7 @@ SERIES: dict[str, tuple[str, ...]] = {
     "prefill_s": ("vllm:request_prefill_time_seconds_sum",),
     "finished": ("vllm:request_queue_time_seconds_count",),
     "ttft_s": ("vllm:time_to_first_token_seconds_sum",),
+    "steps": ("vllm:iteration_tokens_total_count",),  # of the engine, that gave a token
     "first_tokens": ("vllm:time_to_first_token_seconds_count",),
 }
 NAMED = re.compile(

@@ -9,10 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bench import asking, connection, diagnosis, interrupt, key, machine, model, scrape, secret
+from bench import asking, connection, diagnosis, energy, interrupt, key, machine, model, scrape, secret
 from bench.engine import Vllm
 from bench.errors import BenchError, Exit
 from bench.family import Kept, bindable, name, stranger
@@ -41,6 +41,7 @@ class Endpoint:
     process: Kept | None = None
     log: Path | None = None
     control_s: float = 60
+    joules: energy.Read = lambda: None  # that its cards have drawn, by the driver's count
 
     async def reset_cache(self) -> bool:
         """True if the server says that its prefix cache is empty now."""
@@ -138,7 +139,7 @@ def serve(
     while log.exists():  # another variant of the same precision
         log = log.with_stem(f"{log.stem}-again")
     (run / f"{log.stem}.command").write_text(shlex.join(command) + "\n")
-    look = _cards(launch)
+    look, joules = _cards(launch)
     before = look()
     _refuse_foreign(before)
     with interrupt.held():  # nothing comes between a start and what ends it
@@ -152,7 +153,8 @@ def serve(
                 geometry = model.geometry(launch.model) if model.is_synthetic(launch.model) else None
                 vocabulary = geometry.vocabulary if geometry else None
                 cache = scrape.cache_facts(page)
-                yield Endpoint(base, launch.model, cache, vllm.version, vocabulary, key=ours, process=kept, log=log)
+                up = Endpoint(base, launch.model, cache, vllm.version, vocabulary, key=ours, process=kept, log=log)
+                yield replace(up, joules=joules)
         finally:
             try:
                 stop(kept, port, before, look)
@@ -248,14 +250,14 @@ def _memory_left(before: tuple[Card, ...], look: Callable[[], tuple[Card, ...]])
         time.sleep(0.25)
 
 
-def _cards(launch: Launch) -> Callable[[], tuple[Card, ...]]:
-    """How to look at the cards that this server will take."""
+def _cards(launch: Launch) -> tuple[Callable[[], tuple[Card, ...]], energy.Read]:
+    """How to look at the cards that this server will take, and at what they draw."""
     if launch.file.device != "cuda":
-        return lambda: ()
+        return lambda: (), lambda: None
     visible = {**os.environ, **launch.environment()}.get("CUDA_VISIBLE_DEVICES")
     parallel = ("--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size")
     most = math.prod(int(launch.number(flag) or 1) for flag in parallel)
-    return lambda: machine.cards(visible, most)
+    return lambda: machine.cards(visible, most), energy.counter(visible, most)
 
 
 def _refuse_foreign(cards: tuple[Card, ...]) -> None:

@@ -93,7 +93,7 @@ class Scheduler:
         self.setup, self.blocks = setup, Blocks(setup.blocks, setup.caching)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self.preemptions = self.queried = self.hit = 0
+        self.preemptions = self.queried = self.hit = self.steps = 0
 
     def step(self, now: float) -> Batch:
         budget, batch, before, limit = self.setup.budget, Batch(), self.preemptions, self._limit()
@@ -173,8 +173,9 @@ class Scheduler:
         done = []
         for request, computed in batch:
             request.computed += computed
-            if request.computed < request.tokens:
-                continue
+        ready = [request for request, _ in batch if request.computed >= request.tokens]
+        self.steps += bool(ready)
+        for request in ready:
             request.tokens += 1
             if request.answered == 1 and not request.first_s:
                 request.first_s = now
@@ -290,6 +291,7 @@ class Engine:
             "waiting": len(scheduler.waiting),
             "prompt_tokens": self.prompted,
             "generated_tokens": self.generated,
+            "steps": scheduler.steps,
         }
 
 

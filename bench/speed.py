@@ -12,7 +12,7 @@ class Speed:
     token_s: float  # to compute one token through the layers, but for attention
     attend_s: float  # a token of a prompt, for each token before it
     read_s: float  # a decoding sequence, for each token before it
-    sequence_s: float  # a sequence in a step: sampling, telling
+    sequence_s: float  # a sequence in a step: rating the words, sampling, telling
     request_s: float  # a request on its way in and out, by the one process that takes it
     said_s: float  # a token of its prompt on that way
     way_s: float = 0.0  # and the rest of its way, which it does not have to share

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bench import sample, waits
+from bench import roofline, sample, waits
 from bench.records import TurnRecord
+from bench.speed import Speed
 from bench.waits import Told
 
 UNLUCKY_TOKENS = 1000  # a request that lost more than about a turn's worth of its history
@@ -80,6 +81,12 @@ class LevelRow:
     timeouts: int | None = None  # among the errors
     at_least: str = ""  # the percentiles of which only that is known, for requests timed out: "p95 p99"
     why_none: str = ""  # why there are no percentiles
+    # Of the card
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    matrix_share: float | None = None  # of what it could have done, at least
+    bandwidth_share: float | None = None
+    power_w: float | None = None  # of all the server's cards, in the mean
 
 
 def by_session(turns: Iterable[TurnRecord]) -> list[list[TurnRecord]]:
@@ -114,6 +121,7 @@ def reduce(
     shared_tokens: int = 0,
     max_seqs: int | None = None,
     pulses: Sequence[dict[str, Any]] = (),
+    roof: Speed | None = None,
 ) -> LevelRow:
     """All repeats of one level of one case, with what server and client told of themselves while it ran."""
     turns = [record for record in records if record.turn > 0]
@@ -154,6 +162,8 @@ def reduce(
         **_percentiles(sessions),
         **_luck(told),
         **_waits(whole, samples, max_seqs),
+        **roofline.reached(turns, duration, _pace(repeats, samples, "steps"), roof),
+        power_w=_pace(repeats, samples, "energy_j"),
         **_client(turns, pulses),
     )
     return replace(row, **NO_PERCENTILES) if why_none else row
@@ -298,6 +308,18 @@ def growth(samples: Sequence[dict[str, Any]], name: str) -> float | None:
     return total if seen else None
 
 
+def _pace(repeats: Sequence[Sequence[TurnRecord]], samples: Sequence[dict[str, Any]], name: str) -> float | None:
+    """How far a counter went in a second of those in which requests were under way, warm-ups left out."""
+    grown = spanned = 0.0
+    for turns in repeats:
+        begins, repeat = min(one.sent_s for one in turns), turns[0].repeat
+        told = [s for s in samples if s["repeat"] == repeat and s["t_s"] >= begins and s.get(name) is not None]
+        if told:
+            grown += told[-1][name] - told[0][name]
+            spanned += told[-1]["t_s"] - told[0]["t_s"]
+    return grown / spanned if spanned > 0 else None
+
+
 def _ratio(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
 
@@ -369,6 +391,13 @@ METRICS: dict[str, Metric] = {
     "read_late_p99_s": Metric("unread p99", "s", "less", seconds, "for how long first tokens lay unread; not in TTFT"),
     "lag_p99_s": Metric("client lag p99", "s", "less", seconds, "what came at one moment in a hundred waited longer"),
     "client_cpu": Metric("client CPU", "", "less", share, "of a core, by the client's busiest process"),
+    "prefill_tokens_per_s": Metric(
+        "prefill tok/s", "1/s", "more", count, "prompt tokens computed, none that was cached"
+    ),
+    "decode_tokens_per_s": Metric("decode tok/s", "1/s", "more", count, "tokens of answers"),
+    "matrix_share": Metric("matrix rate", "", "neither", share, "of what the cards could have computed, at least"),
+    "bandwidth_share": Metric("bandwidth", "", "neither", share, "of what they could have read and written, at least"),
+    "power_w": Metric("power", "W", "less", count, "that the cards drew, in the mean"),
     "lucky_p50_s": Metric("lucky p50", "s", "less", seconds, "TTFT of those answered who kept their history"),
     "lucky_p99_s": Metric("lucky p99", "s", "less", seconds, ""),
     "unlucky_p50_s": Metric("unlucky p50", "s", "less", seconds, "TTFT of those answered who lost it"),

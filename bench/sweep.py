@@ -349,6 +349,7 @@ def _welcome(job: Job, variant: Variant, target: server.Endpoint, started_s: flo
         "server": server.facts(target),
         "started_s": started_s,
         "capacity": asdict(expected) if expected else None,
+        "roof": asdict(roof) if variant.launch and (roof := capacity.roof(variant.launch)) else None,
         "settings": [*facts.get("settings", []), settings],
     }
 
@@ -486,7 +487,7 @@ class Minutes:
             self._playing.cancel()
 
     def _sampled(self, at: float, sample: scrape.Sample) -> None:
-        self._note("server.jsonl", {"t_s": at, **sample})
+        self._note("server.jsonl", {"t_s": at, **sample, "energy_j": self._target.joules()})
 
     def _felt(self, one: Pulse) -> None:
         self._note("client.jsonl", asdict(one))

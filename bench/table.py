@@ -27,6 +27,8 @@ COLUMNS = {
 ALL_COLUMNS = (*COLUMNS, "requests", "preemptions", "kv_usage_max", "prefix_hit_rate", "tpot_p50_s", "late_p99_s",
                "lag_p99_s", "client_cpu")  # fmt: skip
 
+OF_CARD = ("prefill_tokens_per_s", "decode_tokens_per_s", "matrix_share", "bandwidth_share", "power_w")
+
 CASE_TEXT = {
     "realistic": "sessions, each turn extending the one before",
     "openai": "the same sessions through the official SDK, whose own time is in every number",
@@ -67,7 +69,24 @@ def markdown(rows: Sequence[LevelRow]) -> str:
         parts += [f"## {inert.markup(title)}", "", cells(titles), cells(["---:"] * len(titles))]
         parts += [cells([str(row.concurrency), *(cell(row, name) for name in ALL_COLUMNS)]) for row in group]
         parts.append("")
-    return "\n".join(parts)
+    return "\n".join([*parts, *_card(rows)])
+
+
+def of_card(rows: Sequence[LevelRow]) -> list[str]:
+    """What is known of the cards at any level."""
+    return [name for name in OF_CARD if any(getattr(row, name) is not None for row in rows)]
+
+
+def _card(rows: Sequence[LevelRow]) -> Iterator[str]:
+    if not (names := of_card(rows)):
+        return
+    several = len({row.variant for row in rows}) > 1
+    titles = ["", "C", *(METRICS[name].title for name in names)]
+    yield from ("## How close to the card's limit", "", cells(titles), cells(["---", *["---:"] * (len(names) + 1)]))
+    for row in rows:
+        name = inert.markup(f"{row.variant}, {row.case}" if several else row.case)
+        yield cells([name, str(row.concurrency), *(cell(row, name) for name in names)])
+    yield ""
 
 
 def cell(row: LevelRow, name: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench import inert, manifest
-from bench.stats import AT_LEAST, PERCENTILES, LevelRow, more_sessions, rate, seconds
+from bench.stats import AT_LEAST, PERCENTILES, LevelRow, more_sessions, rate, seconds, share
 
 TTFT = [f"ttft_{name}_s" for name in PERCENTILES]
 
@@ -71,6 +71,8 @@ def _sentences(verdict: dict[str, Any]) -> Iterator[str]:
             f"The cache: at {worth['level']} sessions {rate(worth['realistic'])} requests a second as played; at full "
             f"depth {rate(worth['best'])} with everything cached, {rate(worth['worst'])} with only the shared prompt."
         )
+    if card := verdict.get("card"):
+        yield from _card(card)
     if sdk := verdict.get("sdk"):
         yield _sdk(sdk)
     if (worst := verdict["worst_case"]) and worst["binding"]:
@@ -80,6 +82,20 @@ def _sentences(verdict: dict[str, Any]) -> Iterator[str]:
 def _failed(verdict: Mapping[str, Any]) -> str:
     levels = ", ".join(map(str, verdict.get("failed") or ()))
     return f"Failed: too many requests at {levels} sessions to say how slow the others were." if levels else ""
+
+
+def _card(said: Mapping[str, Any]) -> Iterator[str]:
+    money, energy = said["usd_per_1000_tasks"], said["joules_per_1000_tasks"]
+    costs = [f"${money:,.2f}" if money else "", f"{energy / 1e6:.2f} MJ" if energy else ""]
+    if any(costs):
+        tasks = f"a thousand tasks of {said['turns']:.0f} turns each"
+        yield f"Cost: at {said['level']} sessions {tasks} take {' and '.join(filter(None, costs))}."
+    if said["matrix_share"] is not None:
+        moved = "" if said["bandwidth_share"] is None else f" and {share(said['bandwidth_share'])} of its bandwidth"
+        tokens = f"{said['prefill_tokens_per_s']:,.0f} prompt tokens computed and"
+        tokens += f" {said['decode_tokens_per_s']:,.0f} answered a second"
+        reached = f"at least {share(said['matrix_share'])} of its matrix rate{moved}, by {said['source']}"
+        yield f"The card: at {said['level']} sessions {reached}: {tokens}."
 
 
 def _sdk(levels: list[dict[str, Any]]) -> str:
@@ -233,11 +249,6 @@ def conditions(run: dict[str, Any]) -> list[str]:
 def cliff(outlook: Mapping[str, Any]) -> str:
     height = f"{outlook['cliff_s']:.1f} s"
     return f"Past the knee a request may wait about {height}: as long as it takes to fill the cache anew."
-
-
-def price(outlook: Mapping[str, Any], verdict: Mapping[str, Any], turns: float) -> str:
-    tasks = f"a thousand tasks of {turns:.0f} turns each"
-    return f"At the ceiling of {verdict['ceiling']} sessions {tasks} cost ${outlook['usd_per_1000_tasks']:,.2f}."
 
 
 def banded(outlook: Mapping[str, Any]) -> str:

@@ -18,8 +18,9 @@ HOSTILE = "</td><script>alert(1)</script>|`\"' onload=x ](javascript:x) \x1b[31m
 CARD = {"price_usd_h": {"value": 0.9, "source": "a price list"}}
 FOUND = Entry(
     card="l4", model="qwen3-4b", precision="fp8", workload="coding-agent", knee="12 to 14", knee_least=12,
-    knee_confidence=0.96, ceiling=12, slo="ttft_p99<2s", req_per_s=8.0, usd_per_1000_tasks=0.75, date="2026-11-20",
-    vllm="0.32.0", bench="0.1.0", departures="", place=PurePath("l4/qwen3-4b/fp8/20261120-coding-agent"),
+    knee_confidence=0.96, ceiling=12, slo="ttft_p99<2s", req_per_s=8.0, usd_per_1000_tasks=0.75,
+    joules_per_1000_tasks=9e5, date="2026-11-20", vllm="0.32.0", bench="0.1.0", departures="",
+    place=PurePath("l4/qwen3-4b/fp8/20261120-coding-agent"),
 )  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def published(launch: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def made(row: Row, launch: dict[str, Any] | None) -> list[Entry]:
-    rows = [row(variant="fp8", case=case, concurrency=12, req_per_s=8.0) for case in ("realistic", "best")]
+    rows = [row(variant="fp8", case=at, concurrency=12, req_per_s=8.0, power_w=600.0) for at in ("realistic", "best")]
     return list(entries(published(launch), rows, PurePath("l4/a/b/c")))
 
 
@@ -52,6 +53,9 @@ def test_each_precision_has_its_line(row: Row) -> None:
 def test_a_thousand_tasks_cost_what_all_cards_take_for_a_thousand_sessions(row: Row) -> None:
     fp8, _ = made(row, {"name": "l4", "tp": 2, "extra": [], "file": {"card": CARD}})
     assert fp8.usd_per_1000_tasks == pytest.approx(1000 * 12 / 8.0 / 3600 * 0.9 * 2)  # 1,500 s of two cards
+    assert fp8.joules_per_1000_tasks == pytest.approx(1500 * 600)
+    line, _ = Parsed(index_html([fp8, fp8])).cells()
+    assert line["MJ / 1,000 tasks"].text == "0.90"
 
 
 def test_what_has_no_price_has_a_dash(row: Row) -> None:

@@ -13,18 +13,18 @@ FLOORS = {
     "search": 5,
     **dict.fromkeys(("plots", "page", "side"), 6),
     **dict.fromkeys(("progress", "conclusion", "beside", "catalogue", "export", "lives", "difference"), 5),
-    **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "scene"), 4),
+    **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "scene", "cost"), 4),
     **dict.fromkeys(("troupe", "schedule", "foresight"), 4),
     "calibrate": 5,
     **dict.fromkeys(("load", "stats", "official", "capacity"), 3),
-    **dict.fromkeys(("client", "server", "division", "waits", "foreign", "journal", "simulate", "vary"), 2),
+    **dict.fromkeys(("client", "server", "division", "waits", "foreign", "journal", "simulate", "vary", "roofline"), 2),
     **dict.fromkeys(
         ("workload", "recipe", "model", "records", "machine", "engine", "diagnosis", "scrape", "manifest"), 1
     ),
     **dict.fromkeys(("hypertext", "connection", "dialect", "pulse", "key", "family", "kv", "virtual"), 1),
     **dict.fromkeys(("errors", "tables", "sample", "svg", "wire", "limits", "asking", "clocks", "secret"), 0),
     **dict.fromkeys(("bounded", "shape", "inert", "keeper", "interrupt", "geometry"), 0),
-    **dict.fromkeys(("blocks", "speed"), 0),
+    **dict.fromkeys(("blocks", "speed", "energy"), 0),
 }
 # There is one error, which tells no secret, one HTTP, one limit to what is read, and one list of what is no plain text.
 ALLOWED_SIBLINGS = {

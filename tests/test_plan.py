@@ -52,7 +52,7 @@ def test_memory_levers_and_price_are_told(at: Path) -> None:  # noqa: F811
     moves = told[told.index("What would move the knee") :]
     assert "--kv fp16 6.1 sessions $1.32 an hour" in " ".join(moves.split())
     assert moves.index("--gpu h200") < moves.index("--gpu h100") < moves.index("--kv tq4") < moves.index("--kv fp16")
-    assert "a thousand tasks of 12 turns each cost $" in told
+    assert "a thousand tasks of 12 turns each take $" in told
     bands = told[told.index("Expected of a real run") : told.index("What would move")].splitlines()
     assert "the data sheet of NVIDIA L4" in bands[0]
     assert [line.split()[0] for line in bands[1:] if line] == ["C", "1", "4"]

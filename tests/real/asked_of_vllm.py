@@ -24,6 +24,7 @@ from vllm.model_executor.model_loader.utils import initialize_model  # noqa: E40
 from vllm.utils.torch_utils import set_default_torch_dtype  # noqa: E402
 from vllm.v1.attention.backends.utils import get_supported_kv_cache_layouts, resolve_kv_cache_layout  # noqa: E402
 from vllm.v1.core import kv_cache_utils  # noqa: E402
+from vllm.v1.metrics.perf import ExecutionContext, ModelMetrics  # noqa: E402
 
 
 def configured(asked: dict[str, Any]) -> Any:
@@ -68,7 +69,14 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
         "block_bytes": [kv_cache_utils._pool_bytes_per_block(config, cache.kv_cache_groups) for cache in caches],
         "blocks": caches[0].num_blocks,
         "tokens": kv_cache_utils.get_kv_cache_capacity(config, caches[0])[0],
+        "operations": operations(config),
     }
+
+
+def operations(config: Any) -> dict[str, int]:
+    """Of one token of an answer, with a thousand before it: as its estimate of a card's use has them."""
+    one = ExecutionContext.from_single_request(1, 1000, is_prefill=False)
+    return dict(ModelMetrics(config).get_num_flops_breakdown(one, per_gpu=False))
 
 
 def packed(asked: dict[str, Any]) -> dict[str, Any]:

@@ -75,6 +75,17 @@ def test_weights_groups_blocks_and_tokens_are_vllms_own(question: Question, answ
     assert int(blocks * block * context / admission.slots(kv.windows(model))) == theirs["tokens"]
 
 
+@pytest.mark.parametrize("name", [name for name in SHIPPED if not (shapes(name).latent or any(shapes(name).windows))])
+def test_a_tokens_work_is_vllms_own(name: str, answers: Answers) -> None:
+    """What the share of a card's matrix rate is counted with."""
+    theirs, model = answers[name, "auto", 1, 1]["operations"], shapes(name)
+    attention = theirs.pop("attn.attn_qk") + theirs.pop("attn.attn_av")
+    head = theirs.pop("unembed.unembed")
+    assert 4 * model.layers * model.heads * model.head_dim * 1000 == attention
+    assert model.head_operations == head
+    assert 2 * model.active_parameters == pytest.approx(sum(theirs.values()), rel=0.01 if model.experts else 1e-9)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_turboquants_bytes_and_plain_layers_are_vllms_own(name: str, answers: Answers) -> None:
     theirs, model = answers[name, "turboquant", 1, 1], shapes(f"synthetic:{name}")
