@@ -86,6 +86,11 @@ def cli() -> None:
     help="Also take, at two levels, the best case (all cached) and the worst (only the shared prompt is).",
 )
 @click.option(
+    "--bounds-at",
+    metavar="1,6,12",
+    help="Take best and worst case at these levels.  [default: the lowest, and the last that fits into the cache]",
+)
+@click.option(
     "--miss-rate",
     "miss_rates",
     multiple=True,
@@ -290,7 +295,7 @@ def _predicted(
 
 
 OF_A_SIZING = ("agents", "slo", "workload_name", "seed", "kv", "model", "gpu")
-OF_A_PLAN = ("gpu", "kv", "workload_name", "max_c", "levels", "requests", "bounds", "slo", "model", "tp",
+OF_A_PLAN = ("gpu", "kv", "workload_name", "max_c", "levels", "requests", "bounds", "bounds_at", "slo", "model", "tp",
              "prefix_caching", "vary", "serve_params", "seed", "out", "as_json", "extra")  # fmt: skip
 NOT_PLANNED = {"endpoint": None, "vllm_command": None, "miss_rates": (), "repeats": 1, "processes": None,
                "client": "bench", "timeout": None, "limit": (), "search": False}  # fmt: skip

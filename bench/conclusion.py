@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench import audit, cause, cost, knee, manifest, stats
+from bench import audit, cause, cost, foretold, knee, manifest, stats
 from bench.audit import Check, Evidence, Warning
 from bench.cause import Server
 from bench.errors import BenchError
@@ -72,6 +72,7 @@ def conclude(folder: Folder) -> Conclusion:
         if run.get("simulated"):  # it would come out the same again: of the machine that says nothing
             verdicts[variant] |= {"knee_confidence": None, "ceiling_confidence": None, "ceiling_between": None}
         verdicts[variant]["card"] = _card(found, verdicts[variant]["ceiling"], facts, here["typical"]["turns"])
+        verdicts[variant]["foretold"] = _foretold(facts.get("foretold"), found, verdicts[variant])
         verdicts[variant]["search"] = _searched(facts.get("search"), verdicts[variant], found)
         if {"dialect", "server"} <= set(facts) and own:
             healthy = (verdicts[variant]["knee"] or [None])[0]
@@ -326,6 +327,14 @@ def _surprise(told: dict[str, Any], off: dict[str, int], verdict: dict[str, Any]
 def _number(value: float | None) -> float | None:
     """None where it is a failure: run.json is JSON, which knows no infinity."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def _foretold(said: dict[str, Any] | None, rows: Sequence[LevelRow], verdict: dict[str, Any]) -> dict[str, Any] | None:
+    """How far off it was."""
+    if not said or not (levels := foretold.errors(said["levels"], rows)):
+        return None
+    over = verdict["knee"][1] if verdict["knee"] else verdict["below"]
+    return {"source": said["source"], "levels": levels, **foretold.typical(levels, over)}
 
 
 def _card(rows: Sequence[LevelRow], ceiling: int | None, facts: dict[str, Any], turns: float) -> dict[str, Any] | None:

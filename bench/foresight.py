@@ -4,6 +4,7 @@ What comes of it is concluded and reported by the same code; run.json says `simu
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from bench.speed import Speed
 from bench.stats import LevelRow
 from bench.workload import Workload
 
+MOST_FORETOLD = 20_000  # requests in all: some 8 s, in which the server has nothing to do
 GPU_BLOCK = 16  # tokens, where nothing says otherwise: vLLM's default on a card
 SAMPLE_S = 1.0
 
@@ -142,6 +144,27 @@ def facts(server: Simulated) -> dict[str, Any]:
         "capacity": asdict(capacity.expected(server.launch)),
         "roof": asdict(roof) if (roof := capacity.roof(server.launch)) else None,
         "simulated": {"setup": asdict(server.setup), "speed": asdict(server.speed)},
+    }
+
+
+def foretell(
+    name: str, launch: Launch, tokens: int | None, levels: Sequence[Level], workload: Workload, seed: int
+) -> dict[str, Any] | None:
+    """What a real run is expected to show, for run.json: None of what is not simulated, or would take too long."""
+    told = [level for level in levels if level.case != "openai"]  # which is no property of a server
+    if sum(level.requests for level in told) > MOST_FORETOLD:
+        return None
+    try:
+        server = simulated(name, launch, tokens=tokens)
+    except BenchError:
+        return None
+    rows = [row(server, level, workload, seed) for level in told]
+    return {
+        "source": server.speed.source,
+        "levels": [
+            {"case": one.case, "concurrency": one.concurrency, **{name: getattr(one, name) for name in stats.HEADLINE}}
+            for one in rows
+        ],
     }
 
 

@@ -75,6 +75,16 @@ OUTLOOK = {
     "bands": [{"concurrency": shape.positive, **dict.fromkeys(("ttft_p50_s", "ttft_p99_s", "req_per_s"), interval)}],
     "source": str,
 }
+FORETOLD = {
+    "source": str,
+    "levels": [
+        {
+            "case": str,
+            "concurrency": shape.positive,
+            **dict.fromkeys(("ttft_p50_s", "ttft_p99_s", "req_per_s"), (float, None)),
+        }
+    ],
+}
 ROOF = {**dict.fromkeys(CONSTANTS, float), "source": str}
 PREDICTION = {"knee": int, "ceiling": int, "how": str, "tokens": (int, None)}
 RUN = {
@@ -110,6 +120,7 @@ RUN = {
             "dialect?": {"name": str},
             "outlook?": OUTLOOK,
             "roof?": (None, ROOF),
+            "foretold?": (None, FORETOLD),
             "search?": {
                 "prediction?": PREDICTION,
                 "corrected?": PREDICTION,

@@ -4,15 +4,26 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench import beside, table, tables, words
+from bench import beside, foretold, table, tables, words
 from bench.hypertext import Column, cell, command, document, legend, sortable, worded
 from bench.sample import floor
-from bench.stats import METRICS, NO_PERCENTILES, PERCENTILES, LevelRow, more_sessions, rate, seconds, share, show
+from bench.stats import (
+    HEADLINE,
+    METRICS,
+    NO_PERCENTILES,
+    PERCENTILES,
+    LevelRow,
+    more_sessions,
+    rate,
+    seconds,
+    share,
+    show,
+)
 from bench.svg import clean, tag
 
 # What a verdict of an older version did not say.
 UNSAID = ("knee", "knee_confidence", "ceiling", "ceiling_confidence", "highest", "cause", "binding", "shares",
-          "compared", "worst_case", "prediction", "luck", "cache_worth", "sdk", "card")  # fmt: skip
+          "compared", "worst_case", "prediction", "luck", "cache_worth", "sdk", "card", "foretold")  # fmt: skip
 LEVEL = Column("C", "sessions at once", "")
 BANDS = (LEVEL, Column("TTFT p50"), Column("TTFT p99"), Column("req/s"))
 LEVERS = (
@@ -35,7 +46,7 @@ def page(run: Run, rows: Sequence[LevelRow], figures: Mapping[str, str]) -> str:
         "table": ("The table", "".join(_tables(run, rows))),
         "cause": ("Why", "".join([*_causes(run), *_pictures(run, figures, "waits", "luck"), *_luck(run, rows),
                                   *_pictures(run, figures, "timeline", "server")])),
-        "predicted": ("Predicted and observed", "".join([*_predictions(run),
+        "predicted": ("Predicted and observed", "".join([*_predictions(run), *_foretold(run, rows),
                                                          *_pictures(run, figures, "memory", "precisions")])),
         "outlook": ("What would move it", "".join(_outlooks(run))),
         "worth": ("What the cache is worth", "".join(_pictures(run, figures, "band"))),
@@ -114,10 +125,7 @@ def _list(said: Sequence[str]) -> str:
 
 def _sentence(text: str) -> str:
     """What it is about stands out."""
-    match = re.match(
-        r"(?:Knee|Failed|Cause|Unlucky|Predicted|Ceiling|Together|Cost|The card|The cache|Official SDK|Worst case):",
-        text,
-    )
+    match = re.match(r"[A-Z][A-Za-z ]{2,12}:", text)
     about = match[0] if match else ""
     return tag("li", tag("strong", about), clean(text.removeprefix(about)))
 
@@ -287,6 +295,36 @@ def _predictions(run: Run) -> Iterator[str]:
             }
             told = [tag("dt", head) + tag("dd", clean(text)) for head, text in lines.items()]
             yield tag("div", _of(run, name), tag("dl", *told), data_variant=name)
+
+
+def _foretold(run: Run, rows: Sequence[LevelRow]) -> Iterator[str]:
+    """Level by level: what a simulation had said before, what was seen, and how far that was off."""
+    for name, facts in run["variants"].items():
+        if (said := facts.get("foretold")) and run["verdict"]["variants"][name]["foretold"]:
+            told = {(one["case"], one["concurrency"]): one for one in said["levels"]}
+            own = [row for row in rows if row.variant == name and (row.case, row.concurrency) in told]
+            for title, group in table.groups(own):
+                lines = [_level(row, list(_compared(told[row.case, row.concurrency], row))) for row in group]
+                inner = tag("h3", clean(f"Foretold by {said['source']}: {title}"))
+                inner += sortable(f"Foretold: {title}", list(_foretold_columns()), lines)
+                yield tag("div", _of(run, name), inner, data_variant=name)
+
+
+def _foretold_columns() -> Iterator[Column]:
+    yield LEVEL
+    for name in HEADLINE:
+        metric = METRICS[name]
+        yield Column(f"{metric.title}, foretold", "simulated before the level was played", metric.unit)
+        yield Column("seen", "what came", metric.unit)
+        yield Column("off", "foretold over seen, less one", "")
+
+
+def _compared(told: Mapping[str, Any], row: LevelRow) -> Iterator[str]:
+    for name in HEADLINE:
+        said, value, off = told[name], getattr(row, name), foretold.error(told[name], row, name)
+        yield cell("-" if said is None else METRICS[name].format(said), said)
+        yield _measured(row, name) if value is not None else cell("-", None)
+        yield cell("-" if off is None else f"{off * 100:+.0f} %", off)
 
 
 def _outlooks(run: Run) -> Iterator[str]:

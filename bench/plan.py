@@ -164,7 +164,6 @@ class Outlook:
 
 FAR = 4  # times as many sessions as fit: past that, no promise that anybody makes is kept
 Say = Callable[[str], None]
-BANDED = ("ttft_p50_s", "ttft_p99_s", "req_per_s")
 
 
 def outlook(done: Conclusion, server: Simulated, schedule: Schedule) -> Outlook:
@@ -182,9 +181,9 @@ def outlook(done: Conclusion, server: Simulated, schedule: Schedule) -> Outlook:
 def _band(row: LevelRow, speed: Speed, over: int | None) -> dict[str, Any]:
     past = over is not None and row.concurrency >= over
     factor = speed.past if past else speed.below
-    told = {name: getattr(row, name) for name in BANDED}
+    told = {name: getattr(row, name) for name in stats.HEADLINE}
     bands = {name: [value / factor, value * factor] for name, value in told.items() if value and math.isfinite(value)}
-    return {"concurrency": row.concurrency, **dict.fromkeys(BANDED), **bands}
+    return {"concurrency": row.concurrency, **dict.fromkeys(stats.HEADLINE), **bands}
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +279,7 @@ def summary(done: Conclusion, schedules: Schedules) -> list[str]:
 
 
 def _banded(band: dict[str, Any]) -> str:
-    times = [words.band(band[name]).rjust(19) for name in BANDED[:2]]
+    times = [words.band(band[name]).rjust(19) for name in stats.HEADLINE[:2]]
     return f"{band['concurrency']:5}  {'  '.join(times)}  {words.band(band['req_per_s'], stats.rate):>14}"
 
 

@@ -124,6 +124,7 @@ def draw_up(
     processes: int | None = None,
     sdk: bool = False,
     search: bool = False,
+    bounds_at: tuple[int, ...] | None = None,
 ) -> Schedule:
     """`fits`: sessions in the cache of each variant, as far as that is known. What the user left open follows from it:
     all variants play the same levels, to be comparable."""
@@ -133,8 +134,20 @@ def draw_up(
     fitting = [level for level in levels if not known or level <= min(known)] or [levels[0]]
     # 200 requests tell nothing of a cache that they cannot fill: there each session has to grow to its end.
     filled = largest is not None and largest * work.typical(seed).turns < STUDY_REQUESTS
-    ends = tuple(sorted({levels[0], fitting[-1]})) if bounds else ()
+    ends = bounds_at or tuple(sorted({levels[0], fitting[-1]}))
     rates = tuple(dict.fromkeys(miss_rates))
     return Schedule(
-        work, levels, ends, rates, requests, not filled, repeats, seed, limits, processes, sdk, search, max_c
+        work,
+        levels,
+        ends if bounds else (),
+        rates,
+        requests,
+        not filled,
+        repeats,
+        seed,
+        limits,
+        processes,
+        sdk,
+        search,
+        max_c,
     )

@@ -17,6 +17,7 @@ from bench.waits import Told
 
 UNLUCKY_TOKENS = 1000  # a request that lost more than about a turn's worth of its history
 COMPONENTS = ("lost", "slot", "blocks", "preempted", "compute", "client")  # of a wait
+HEADLINE = ("ttft_p50_s", "ttft_p99_s", "req_per_s")  # what a prediction is made of
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 MANY_FAILED = 0.10  # of the requests: above it a percentile would say how the server fails, and not how slow it is
 

@@ -21,6 +21,7 @@ from bench import (
     capacity,
     client,
     connection,
+    foresight,
     knee,
     load,
     machine,
@@ -352,6 +353,10 @@ def _welcome(job: Job, variant: Variant, target: server.Endpoint, started_s: flo
         "roof": asdict(roof) if variant.launch and (roof := capacity.roof(variant.launch)) else None,
         "settings": [*facts.get("settings", []), settings],
     }
+    if "foretold" not in facts and variant.launch and not variant.schedule.search:
+        plan, levels = variant.schedule, variant.schedule.levels(variant.name)
+        tokens = target.cache.tokens
+        facts["foretold"] = foresight.foretell(variant.name, variant.launch, tokens, levels, plan.workload, plan.seed)
 
 
 async def _measure(job: Job, variant: Variant, target: server.Endpoint, left: list[Level]) -> None:

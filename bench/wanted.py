@@ -128,7 +128,7 @@ def schedules(given: dict[str, Any], grid: "dict[str, Cell]", endpoint: "Endpoin
         official.check()
     asked = {name: given[name] for name in OF_A_SCHEDULE}
     asked = _of_a_search(given, asked) if given["search"] else asked
-    levels, more = _levels(given["levels"], given["max_c"]), {"sdk": sdk, "search": given["search"]}
+    levels, more = _levels(given), {"sdk": sdk, "search": given["search"], "bounds_at": _bounds_at(given)}
     fits = [
         None if size is None else capacity.sessions_that_fit(size, works[name], given["seed"])
         for name, size in tokens.items()
@@ -145,20 +145,31 @@ def _of_a_search(given: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]
         raise BenchError("--search and --levels exclude each other", "a search finds its levels; --max-c limits them")
     if given["client"] == "openai":
         raise BenchError("--search and --client openai exclude each other", "search first, then take --levels by both")
-    bounds = given["bounds"] and (is_given(context, "bounds") or bool(given["miss_rates"]))
+    named = given["bounds_at"] is not None or bool(given["miss_rates"])
+    bounds = given["bounds"] and (is_given(context, "bounds") or named)
     repeats = given["repeats"] if is_given(context, "repeats") else PLAYS
     return {**asked, "bounds": bounds, "repeats": repeats}
 
 
-def _levels(named: str | None, max_c: int | None) -> tuple[int, ...] | None:
+def _levels(given: dict[str, Any]) -> tuple[int, ...] | None:
+    if given["levels"] is not None and given["max_c"] is not None:
+        raise BenchError("--levels and --max-c exclude each other")
+    return _numbers_of_sessions("--levels", given["levels"])
+
+
+def _bounds_at(given: dict[str, Any]) -> tuple[int, ...] | None:
+    if given["bounds_at"] is not None and not given["bounds"]:
+        raise BenchError("--bounds-at and --no-bounds exclude each other")
+    return _numbers_of_sessions("--bounds-at", given["bounds_at"])
+
+
+def _numbers_of_sessions(option: str, named: str | None) -> tuple[int, ...] | None:
     if named is None:
         return None
-    if max_c is not None:
-        raise BenchError("--levels and --max-c exclude each other")
     found = {int(word) if word.strip().isdigit() else 0 for word in named.split(",")}
     if not all(1 <= level <= MOST_SESSIONS for level in found):
-        hint = f"for example --levels 1,4,8,12; each from 1 to {MOST_SESSIONS:,}"
-        raise BenchError(f"--levels {named!r} is not a list of numbers of sessions", hint)
+        hint = f"for example {option} 1,4,8,12; each from 1 to {MOST_SESSIONS:,}"
+        raise BenchError(f"{option} {named!r} is not a list of numbers of sessions", hint)
     return tuple(sorted(found))
 
 

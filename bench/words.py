@@ -154,11 +154,25 @@ def _prediction(said: dict[str, Any]) -> str:
     return f"Predicted: {fit}; {said['explanation']}."
 
 
+def _foretold(said: Mapping[str, Any]) -> str:
+    """How far a simulation was off that was made before anything was played."""
+    sides = {"below the knee": said["below"], "past it": said["past"]}
+    told = [f"{side} by {off}" for side, of in sides.items() if (off := _off(of))]
+    return f"Foretold: a simulation made before was off in the median {'; '.join(told)}."
+
+
+def _off(of: Mapping[str, float | None]) -> str:
+    names = {"ttft_p50_s": "TTFT p50", "ttft_p99_s": "p99", "req_per_s": "req/s"}
+    return ", ".join(f"{off * 100:.0f} % in {name}" for key, name in names.items() if (off := of[key]) is not None)
+
+
 def _beside(verdict: dict[str, Any]) -> Iterator[str]:
     if luck := verdict["luck"]:
         yield _luck(luck)
     if verdict["prediction"]:
         yield _prediction(verdict["prediction"])
+    if said := verdict.get("foretold"):
+        yield _foretold(said)
     yield _ceiling(verdict)
     if burst := verdict.get("burst"):
         these = f"{burst['first']} of the {burst['over']} requests that break it"

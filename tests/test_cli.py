@@ -163,6 +163,20 @@ def test_where_200_requests_cannot_fill_the_cache_every_session_grows_to_its_end
     assert "32(384)  40(480)  48(576)\n" in l40s
 
 
+def test_the_bounds_are_taken_where_they_are_asked_for(at: Path) -> None:
+    words = ("sweep", "--gpu", "l4", "--levels", "1,12,14", *fake("mute"))
+    told = bench(*words, "--bounds-at", "12,6", "--dry-run", "--json").stdout
+    levels = json.loads(told)["variants"]["fp8"]["levels"]
+    ends = [(one["case"], one["concurrency"]) for one in levels if one["case"] != "realistic"]
+    assert ends == [("best", 6), ("best", 12), ("worst", 6), ("worst", 12)]
+    searched = bench("sweep", "--gpu", "l4", "--search", "--bounds-at", "6", *fake("mute"), "--dry-run").stdout
+    assert "best at 6(24)  worst at 6(24)" in searched, "named, so wanted"
+    for wrong, why in (("--no-bounds", "--bounds-at and --no-bounds exclude"), ("--bounds-at=6,x", "is not a list")):
+        ran = bench(*words, "--bounds-at", "6", wrong, "--dry-run")
+        assert ran.returncode == 2
+        assert why in ran.stderr
+
+
 def test_the_levels_of_several_precisions_cover_the_largest_and_the_bounds_fit_the_smallest(at: Path) -> None:
     ran = bench("sweep", "--gpu", "cpu", "--vary", "kv=auto,fp8", "--dry-run", *fake("mute"))
     assert ran.stdout.count("14(200)  16(200)\n  best at 1(20)  best at 6(24)") == 2, ran.stdout

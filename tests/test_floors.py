@@ -13,7 +13,7 @@ FLOORS = {
     "search": 5,
     **dict.fromkeys(("plots", "page", "side"), 6),
     **dict.fromkeys(("progress", "conclusion", "beside", "catalogue", "export", "lives", "difference"), 5),
-    **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "scene", "cost"), 4),
+    **dict.fromkeys(("knee", "cause", "audit", "table", "words", "compare", "scene", "cost", "foretold"), 4),
     **dict.fromkeys(("troupe", "schedule", "foresight"), 4),
     "calibrate": 5,
     **dict.fromkeys(("load", "stats", "official", "capacity"), 3),
