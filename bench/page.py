@@ -50,7 +50,7 @@ def page(run: Run, rows: Sequence[LevelRow], figures: Mapping[str, str]) -> str:
                                                          *_pictures(run, figures, "memory", "precisions")])),
         "outlook": ("What would move it", "".join(_outlooks(run))),
         "worth": ("What the cache is worth", "".join(_pictures(run, figures, "band"))),
-        "card": ("How close to the card's limit", "".join(_cards(run, rows))),
+        "card": (table.card_title(rows), "".join(_cards(run, rows))),
         "conditions": ("To repeat it", "".join(_conditions(run))),
         "checks": ("Checks", "".join(_checks(run))),
     }  # fmt: skip
@@ -305,9 +305,11 @@ def _foretold(run: Run, rows: Sequence[LevelRow]) -> Iterator[str]:
             own = [row for row in rows if row.variant == name and (row.case, row.concurrency) in told]
             for title, group in table.groups(own):
                 lines = [_level(row, list(_compared(told[row.case, row.concurrency], row))) for row in group]
-                inner = tag("h3", clean(f"Foretold by {said['source']}: {title}"))
+                inner = tag("h3", clean(f"Foretold: {title}"))
                 inner += sortable(f"Foretold: {title}", list(_foretold_columns()), lines)
-                yield tag("div", _of(run, name), inner, data_variant=name)
+                yield tag("div", inner, data_variant=name)
+            note = f"Simulated before the first level was played; constants: {said['source']}."
+            yield tag("p", clean(note), class_="note", data_variant=name)
 
 
 def _foretold_columns() -> Iterator[Column]:

@@ -77,12 +77,17 @@ def of_card(rows: Sequence[LevelRow]) -> list[str]:
     return [name for name in OF_CARD if any(getattr(row, name) is not None for row in rows)]
 
 
+def card_title(rows: Sequence[LevelRow]) -> str:
+    """There may be no limit to come close to."""
+    return "How close to the card's limit" if "matrix_share" in of_card(rows) else "Tokens a second"
+
+
 def _card(rows: Sequence[LevelRow]) -> Iterator[str]:
     if not (names := of_card(rows)):
         return
     several = len({row.variant for row in rows}) > 1
     titles = ["", "C", *(METRICS[name].title for name in names)]
-    yield from ("## How close to the card's limit", "", cells(titles), cells(["---", *["---:"] * (len(names) + 1)]))
+    yield from (f"## {card_title(rows)}", "", cells(titles), cells(["---", *["---:"] * (len(names) + 1)]))
     for row in rows:
         name = inert.markup(f"{row.variant}, {row.case}" if several else row.case)
         yield cells([name, str(row.concurrency), *(cell(row, name) for name in names)])

@@ -89,7 +89,7 @@ def test_a_run_says_how_far_off_that_was(machine: Path) -> None:
     ran = bench("report", "run")
     assert "Foretold: a simulation made before was off in the median below the knee by" in " ".join(ran.stdout.split())
     page = (machine / "run" / "report.html").read_text()
-    assert "Foretold by known: realistic" in page
+    assert "first level was played; constants: known." in page
     assert "TTFT p50, foretold" in page
     verdict = json.loads((machine / "run" / "run.json").read_text())["verdict"]["foretold"]
     assert [one["case"] for one in verdict["levels"]] == ["realistic", "realistic", "best", "worst"]
