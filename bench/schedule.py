@@ -134,20 +134,8 @@ def draw_up(
     fitting = [level for level in levels if not known or level <= min(known)] or [levels[0]]
     # 200 requests tell nothing of a cache that they cannot fill: there each session has to grow to its end.
     filled = largest is not None and largest * work.typical(seed).turns < STUDY_REQUESTS
-    ends = bounds_at or tuple(sorted({levels[0], fitting[-1]}))
+    ends = (bounds_at or tuple(sorted({levels[0], fitting[-1]}))) if bounds else ()
     rates = tuple(dict.fromkeys(miss_rates))
     return Schedule(
-        work,
-        levels,
-        ends if bounds else (),
-        rates,
-        requests,
-        not filled,
-        repeats,
-        seed,
-        limits,
-        processes,
-        sdk,
-        search,
-        max_c,
+        work, levels, ends, rates, requests, not filled, repeats, seed, limits, processes, sdk, search, max_c
     )

@@ -27,7 +27,7 @@ STAGES = {
     "whole-tq4": (*SMALL, "--kv", "tq4", "--levels", "1,64,128,160,176"),
     # Larger models, then one lever each.
     "8b": ("--gpu", "h200", "--model", "synthetic:qwen3-8b-fp8", "--levels", "1,32,64,120,136", "--no-bounds"),
-    "32b": ("--gpu", "h200", "--model", "synthetic:qwen3-32b-fp8", "--levels", "1,8,16,32", "--no-bounds"),
+    "32b": ("--gpu", "h200", "--model", "synthetic:qwen3-32b-fp8", "--levels", "8,32,56,60", "--no-bounds"),
     "graphs": (*AT_A_FEW, "--vary", "enforce-eager=off,on"),
     "chunks": (*AT_A_FEW, "--vary", "max-num-batched-tokens=2048,8192,32768"),
     "chunked": (*AT_A_FEW, "--vary", "enable-chunked-prefill=on,off", "--", "--max-num-batched-tokens", "32768"),
