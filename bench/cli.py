@@ -284,14 +284,13 @@ def _predicted(
 ) -> "dict[str, Prediction]":
     """Before a server has told how large its cache is; of a running one, as it tells."""
     from bench import capacity, knee
-    from bench.search import Foresee
+    from bench.expectation import Expectation
 
     tokens = {name: capacity.expected(launch).tokens for name, launch in launches.items()}
     tokens |= {wanted.ENDPOINT: endpoint.cache.tokens} if endpoint else {}
     promise = knee.parse_slo(slo)
-    return {
-        name: Foresee(schedules[name], launches.get(name), told, promise).prediction() for name, told in tokens.items()
-    }
+    known = {name: Expectation(schedules[name], launches.get(name), told, promise) for name, told in tokens.items()}
+    return {name: one.prediction() for name, one in known.items()}
 
 
 OF_A_SIZING = ("agents", "slo", "workload_name", "seed", "kv", "model", "gpu")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import bounded, catalogue, compare, manifest, report, tables
+from bench import bounded, catalogue, manifest, plays, report, tables
 from bench.conclusion import Conclusion
 from bench.errors import BenchError, Exit
 from bench.records import Folder
@@ -39,7 +39,7 @@ def publish(done: Conclusion, results: Path) -> Path:
     folder = Folder(place)
     for name, text in report.files(public).items():
         folder.write(name, text)
-    folder.write("sessions.json", compare.to_json(compare.plays(done.records)))
+    folder.write("sessions.json", plays.to_json(plays.of(done.records)))
     index(results)
     return place
 

@@ -20,20 +20,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bench import foresight, knee, sample, stats
-from bench.errors import BenchError
-from bench.foresight import Simulated
+from bench import knee, sample, stats
 from bench.knee import Slo
-from bench.recipe import Launch
 from bench.records import TurnRecord
 from bench.schedule import Schedule, default_levels
 
 FORETOLD = 0.01  # the chance that is left to a level called broken before the whole of it has to be called that
 PLAYS = 2  # of a level that is not sure, at most
 COUNTED = 64  # sessions: a bracket of more is as narrow as one in so many of them
-BLIND = 8  # sessions to begin with, where nothing is known of the cache
 MOST = 1 << 30  # sessions
-SIMULATED = 3_000  # requests: a level of more would be waited for
 
 LOSSES = ("history is lost", "no history is lost")
 
@@ -369,7 +364,10 @@ Play = Callable[[int, int, Watch], Iterable[TurnRecord]]
 Played = dict[int, list[TurnRecord]]
 
 
-def hunt(aim: Aim, play: Play, foresee: "Foresee | None" = None) -> Played:
+Correct = Callable[[Prediction, Mapping[int, Turns]], Prediction | None]  # by what was played; None: it stands
+
+
+def hunt(aim: Aim, play: Play, correct: Correct = lambda said, played: None) -> Played:
     """To its end, against whatever plays a level: its number, which repeat of it, and who says that it is enough."""
     played: Played = {}
     said = aim.prediction
@@ -377,84 +375,9 @@ def hunt(aim: Aim, play: Play, foresee: "Foresee | None" = None) -> Played:
         before = played.setdefault(here.level, [])
         watching = watch(aim, seen, here.level, aim.requests(here.level), before)
         before += play(here.level, len({record.repeat for record in before}), watching)
-        if foresee and (better := foresee.corrected(said, played)):
+        if better := correct(said, played):
             aim = replace(aim, prediction=better)
     return played
-
-
-@dataclass(frozen=True, slots=True)
-class Foresee:
-    """What is known of a server before it has answered: its levels on a simulated one."""
-
-    schedule: Schedule
-    launch: Launch | None
-    tokens: int | None
-    slo: Slo
-
-    def prediction(self) -> Prediction:
-        """By simulation, where enough is known for that; else by arithmetic."""
-        fit = self.schedule.fit(self.tokens)
-        if fit is None:
-            return Prediction(BLIND, BLIND, "a guess: nothing is known of the cache")
-        counted = Prediction(int(fit), int(fit), f"arithmetic: {fit:.1f} sessions fit", self.tokens)
-        server = self._server(counted.knee)
-        return counted if server is None else self._simulated(server, counted, "simulated") or counted
-
-    def corrected(self, said: Prediction, played: Mapping[int, Turns]) -> Prediction | None:
-        """Until the ceiling lies between two levels, the one next to it tells how fast the server is there. One that
-        lost its history where the simulation did not, or did not where it did, tells nothing of that."""
-        seen = {one.level: one for one in judge(played, self.slo, self.schedule.requests_at)}
-        found = bracket([(level, one.ceiling.broken) for level, one in seen.items()])
-        level = found.lo or found.hi
-        server = self._server(level) if level and not (found.lo and found.hi) else None
-        if server is None or level is None:
-            return None
-        turns = [record for record in played[level] if record.repeat == 0]
-        assumed = self._play(server, level)[: len(turns)]
-        if judge({level: assumed}, self.slo, self.schedule.requests_at)[0].knee.broken != seen[level].knee.broken:
-            return None
-        here, there = self._pace(turns), self._pace(assumed)
-        if not here or not there:
-            return None
-        slower = here / there
-        told = f"simulated, {slower:.2f} times as slow as assumed"
-        expected = self._simulated(_paced(server, slower), said, told)
-        return expected and replace(expected, knee=said.knee)
-
-    def _pace(self, records: Turns) -> float:
-        """Of what was promised: the wait for a first token, or the time that all of it took."""
-        turns = [record for record in records if record.turn > 0 and record.status == "ok"]
-        if not self.slo.metric.startswith("ttft"):
-            return stats.lasted(turns) if turns else 0.0
-        return sum(map(stats.least, turns)) / max(1, len(turns))
-
-    def _server(self, level: int) -> Simulated | None:
-        if self.launch is None or self.schedule.requests_at(level) > SIMULATED:
-            return None
-        try:
-            return foresight.simulated(self.launch.kv, self.launch, tokens=self.tokens)
-        except BenchError:  # what cannot be simulated can be counted
-            return None
-
-    def _play(self, server: Simulated, level: int) -> list[TurnRecord]:
-        here = self.schedule.realistic(server.name, level)
-        return foresight.play(server, here, self.schedule.workload, self.schedule.seed).records
-
-    def _simulated(self, server: Simulated, start: Prediction, how: str) -> Prediction | None:
-        def play(level: int, repeat: int, watching: Watch) -> Iterable[TurnRecord]:
-            return self._play(server, level)
-
-        aim = aim_of(self.schedule, self.slo, start, plays=1)
-        try:
-            seen = judge(hunt(aim, play), self.slo, aim.requests)
-        except BenchError:  # what cannot be simulated can be counted
-            return None
-        knees, ceilings = questions(aim, seen)
-        return Prediction(knees.bracket.lo or 0, ceilings.bracket.lo or 0, how, start.tokens)
-
-
-def _paced(server: Simulated, slower: float) -> Simulated:
-    return replace(server, speed=server.speed.slower(slower))
 
 
 def aim_of(schedule: Schedule, slo: Slo, prediction: Prediction, plays: int | None = None) -> Aim:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import bounded, compare, conclusion, foreign, manifest
+from bench import bounded, conclusion, foreign, manifest, plays
 from bench.compare import Side
 from bench.errors import BenchError
 from bench.foreign import Foreign
@@ -32,16 +32,16 @@ def read(path: Path) -> list[Side]:
 def _run(folder: Folder) -> Side:
     published = folder.path / "sessions.json"
     if published.is_file():
-        run, plays = folder.published(), compare.from_json(bounded.text(published, 4 * bounded.WHOLE))
+        run, played = folder.published(), plays.from_json(bounded.text(published, 4 * bounded.WHOLE))
     else:
         done = conclusion.conclude(folder)
         whole = {(row.variant, row.case, row.concurrency) for row in done.rows}
-        played = [one for one in done.records if (one.variant, one.case, one.concurrency) in whole]
-        run, plays = done.run, compare.plays(played)  # of a level that was cut short nothing is known
+        ended = [one for one in done.records if (one.variant, one.case, one.concurrency) in whole]
+        run, played = done.run, plays.of(ended)  # of a level that was cut short nothing is known
     verdicts: dict[str, Any] = run["verdict"]["variants"]
     return Side(
         name=str(folder.path),
-        plays=plays,
+        plays=played,
         knees={name: _knee(verdict) for name, verdict in verdicts.items()},
         ceilings={name: verdict["ceiling"] for name, verdict in verdicts.items()},
         sure={name: (v.get("knee_confidence"), v.get("ceiling_confidence")) for name, v in verdicts.items()},
@@ -82,7 +82,7 @@ def _conditions(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _foreign(path: Path, other: Foreign) -> Side:
     return Side(
         name=str(path),
-        plays=compare.plays(other.records),
+        plays=plays.of(other.records),
         knees={},
         ceilings={},
         sure={},

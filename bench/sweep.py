@@ -4,7 +4,6 @@ A server that dies is started again, and the level begun anew, once; a run that 
 """
 
 import asyncio
-import contextlib
 import json
 import secrets
 import time
@@ -26,28 +25,24 @@ from bench import (
     load,
     machine,
     manifest,
-    scrape,
     search,
     secret,
     server,
     stats,
-    troupe,
 )
 from bench.audit import Evidence
 from bench.client import Target
 from bench.errors import BenchError, Exit
+from bench.expectation import Expectation
 from bench.journal import Journal
 from bench.load import Level
-from bench.pulse import Pulse
+from bench.minutes import Minutes
 from bench.recipe import Launch
-from bench.records import LINES, SCHEMA, Folder, Play, TurnRecord, play_of
+from bench.records import SCHEMA, Folder, Play, TurnRecord, play_of
 from bench.schedule import Schedule
-from bench.search import Foresee, Prediction, Watch
+from bench.search import Prediction, Watch
 from bench.troupe import Part
 from bench.workload import Content
-
-DEAF = 3  # requests in a row without an answer, at least: as many as there are sessions
-REFUSED = 20  # in a row, at least, until the server is asked whether it is there at all
 
 
 class Show(Protocol):
@@ -237,7 +232,7 @@ class Job:
         tokens = self.facts(variant).get("server", {}).get("cache", {}).get("tokens")
         if tokens is None and variant.launch is not None:
             tokens = capacity.expected(variant.launch).tokens
-        known = Foresee(variant.schedule, variant.launch, tokens, slo)
+        known = Expectation(variant.schedule, variant.launch, tokens, slo)
         if "prediction" not in told or (not played and told["prediction"]["tokens"] != tokens):
             told["prediction"] = asdict(known.prediction())
             self.show.print(f"{variant.name}, predicted: {Prediction(**told['prediction'])}")
@@ -384,13 +379,14 @@ async def _measure(job: Job, variant: Variant, target: server.Endpoint, left: li
             None if None in guesses or schedule.search else drift * sum(guess for guess in guesses if guess is not None)
         )
         job.show.level_begins(replace(repeats[0], requests=sum(one.requests for one in repeats)), rest)
-        began, minutes = time.perf_counter(), Minutes(job, target, schedule.processes)
+        began = time.perf_counter()
+        minutes = Minutes(job.folder, job.journal, target, schedule.processes, job.show.turn_ended)
         for level in repeats:
             job.enter([level])
             here = replace(level, attempt=job.journal.begin(level.play))
             watching = job.watch(variant, level)
             part = Part(here, schedule.workload, content, block, asked, schedule.seed, job.folder)
-            ended = await minutes.take(part, watching)
+            ended = await minutes.take(part, watching.ended if watching else lambda _: False)
             job.journal.end(level.play, ended if watching else None)
             job.enter([])
             left.remove(level)
@@ -401,102 +397,3 @@ async def _measure(job: Job, variant: Variant, target: server.Endpoint, left: li
         job.show.level_ended(minutes.row())
         if schedule.search and not left and _sought(repeats[0]):
             left += job.further(variant) or [one for one in schedule.plays(variant.name) if not job.over(one)]
-
-
-class Minutes:
-    """What is told while a level is played: on file at once, and nowhere else, for it may last for days."""
-
-    def __init__(self, job: Job, target: server.Endpoint, processes: int | None) -> None:
-        self._job, self._target, self._processes = job, target, processes
-        self._starts = {file: job.folder.size(file) for file in LINES}
-        self._level: Level | None = None
-        self._playing: asyncio.Task[None] | None = None
-        self._asking: asyncio.Task[None] | None = None  # whether the server is there at all
-        self._misses = 0  # requests in a row that had no answer
-        self._watching: Watch | None = None
-        self._answers = 0  # or what came in their place
-        self._lost: str | None = None  # why the level is given up
-
-    def row(self) -> stats.LevelRow:
-        samples, pulses = (
-            list(self._job.folder.rows(file, self._starts[file])) for file in ("server.jsonl", "client.jsonl")
-        )
-        return stats.reduce(self._job.folder.records(self._starts["requests.jsonl"]), samples, pulses=pulses)
-
-    async def take(self, part: Part, watching: Watch | None = None) -> int:
-        """One repeat, on a cold cache; how many requests it had, which are fewer where enough was known."""
-        now, target = load.WallClock(part.target.epoch).now, self._target
-        self._level, self._watching, self._answers = part.level, watching, 0
-
-        async def look() -> bool:
-            sample = await target.metrics()
-            if sample:
-                self._sampled(now(), sample)
-            return bool(sample)
-
-        await target.reset_cache()
-        watch = scrape.watching(target.base_url, target.key, now, self._sampled, limit_s=target.control_s)
-        async with watch if await look() else contextlib.nullcontext():
-            await self._play(part)
-        await look()
-        return self._answers
-
-    async def _play(self, part: Part) -> None:
-        """Given up where the server is lost."""
-        processes = self._processes or troupe.needed(part.level.concurrency)
-        self._playing = asyncio.create_task(troupe.play(part, processes, self._ended, self._felt))
-        try:
-            await self._playing
-        except asyncio.CancelledError:
-            if self._lost is None:
-                raise
-        finally:
-            if self._asking:
-                self._asking.cancel()
-                self._asking = None
-        why = self._lost or self._target.alive() or (self._misses and await self._target.silent())
-        if why:
-            self._job.journal.lose(part.level.play, why)
-            hint = f"its log: {self._target.log}" if self._target.log else "bench did not start it: see its own log"
-            raise BenchError(f"at C = {part.level.concurrency}: {why}", hint, Exit.SERVER)
-
-    def _ended(self, record: TurnRecord) -> bool:
-        """Is enough known of this level?"""
-        self._job.show.turn_ended(record)
-        self._answers += record.turn > 0 and record.status != "cut"
-        self._hear(record)
-        return self._watching is not None and self._watching.ended(record)
-
-    def _hear(self, record: TurnRecord) -> None:
-        if record.status in ("ok", "cut"):
-            self._misses = 0
-            return
-        self._misses += 1
-        self._give_up(self._target.alive() or self._deaf(record))
-        if record.status != "timeout" and self._misses % max(REFUSED, record.concurrency) == 0:
-            self._asking = self._asking or asyncio.create_task(self._ask())
-
-    def _deaf(self, record: TurnRecord) -> str | None:
-        """A server that lives and does not answer."""
-        deaf = record.status == "timeout" and self._misses >= max(DEAF, record.concurrency)
-        return f"the server answered none of {self._misses} requests in a row: {record.error}" if deaf else None
-
-    async def _ask(self) -> None:
-        why = await self._target.silent()
-        self._give_up(why if self._misses else None)
-        self._asking = None
-
-    def _give_up(self, why: str | None) -> None:
-        if why and self._lost is None and self._playing:
-            self._lost = why
-            self._playing.cancel()
-
-    def _sampled(self, at: float, sample: scrape.Sample) -> None:
-        self._note("server.jsonl", {"t_s": at, **sample, "energy_j": self._target.joules()})
-
-    def _felt(self, one: Pulse) -> None:
-        self._note("client.jsonl", asdict(one))
-
-    def _note(self, file: str, row: dict[str, Any]) -> None:
-        assert self._level is not None
-        self._job.folder.append(file, {**self._level.tags, **row})

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench import compare, difference
-from bench.compare import Comparison, Finding, Play, Side
+from bench import compare, difference, plays
+from bench.compare import Comparison, Finding, Side
 from bench.errors import BenchError, Exit
+from bench.plays import Play
 from bench.records import TurnRecord
 
 LEVELS = (1, 2, 4, 8, 12, 14)
@@ -269,18 +270,18 @@ def record(session: int, turn: int, first_s: float | None, end_s: float, repeat:
 
 def test_plays_have_sessions_in_their_order_and_no_warm_up() -> None:
     ended = [record(0, 0, 9.0, 9.0), record(2, 1, 0.3, 1.0), record(1, 2, None, 3.0), record(1, 1, 0.1, 4.0)]
-    (play,) = compare.plays(ended)
+    (play,) = plays.of(ended)
     assert play.sessions == ((0.1, math.inf), (0.3,)), "not in the order in which they were answered"
     assert play.req_per_s == pytest.approx(2 / 4.0)
 
 
 def test_published_plays_are_the_same_to_the_last_digit() -> None:
     played = (*run(1).plays, altered(run(2), failing(3)).plays[0])
-    text = compare.to_json(played)
-    assert compare.from_json(text) == played
+    text = plays.to_json(played)
+    assert plays.from_json(text) == played
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     with pytest.raises(BenchError, match=r"sessions\.json is damaged"):
-        compare.from_json(text[:-20])
+        plays.from_json(text[:-20])
 
 
 def test_repeats_of_a_run_count_as_its_sessions() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench import compare, sample
-from bench.compare import Play, Side
+from bench.compare import Side
+from bench.plays import Play
 
 FILE = Path(__file__).parent / "identical" / "runs.json.gz"
 

@@ -10,12 +10,13 @@ from functools import cache
 import pytest
 
 from bench import capacity, foresight, knee, recipe, search, stats
+from bench.expectation import Expectation
 from bench.foresight import Simulated
 from bench.knee import Slo
 from bench.limits import Limits
 from bench.records import TurnRecord
 from bench.schedule import Schedule, levels_up_to
-from bench.search import Foresee, Prediction, Watch
+from bench.search import Prediction, Watch
 from bench.speed import Speed
 from bench.stats import LevelRow
 from bench.workload import Arrivals, SessionShape, Spread, Workload, WorkloadFile
@@ -68,8 +69,8 @@ class Setting:
     def promise(self) -> Slo:
         return knee.parse_slo(self.slo)
 
-    def known(self) -> Foresee:
-        return Foresee(self.schedule(), self.launch(), self.tokens, self.promise)
+    def known(self) -> Expectation:
+        return Expectation(self.schedule(), self.launch(), self.tokens, self.promise)
 
     def server(self) -> Simulated:
         speed = capacity.speed(self.launch())
@@ -143,7 +144,7 @@ def searched(setting: Setting, expected: Prediction) -> Found:
         return records
 
     aim = search.aim_of(plan, setting.promise, expected)
-    played = search.hunt(aim, play, setting.known())
+    played = search.hunt(aim, play, setting.known().corrected)
     rows = [stats.reduce([one for one in own if one.turn > 0], []) for _, own in sorted(played.items())]
     return found(rows, setting.promise, sum(spent), len(spent))
 

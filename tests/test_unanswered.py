@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import compare, export, knee, progress, report, stats, table, words
+from bench import export, knee, plays, progress, report, stats, table, words
 from bench.conclusion import conclude
 from bench.load import Level
 from bench.records import Folder, TurnRecord
@@ -223,9 +223,9 @@ def test_a_knees_certainty_takes_the_level_below_for_slow_and_the_one_above_for_
 
 def test_in_a_comparison_whoever_was_not_answered_ranks_last() -> None:
     seen = replace(ONE, status="timeout", turn=2)
-    (play,) = compare.plays([ONE, seen, timed_out(replace(ONE, turn=3)), failed(replace(ONE, turn=4))])
+    (play,) = plays.of([ONE, seen, timed_out(replace(ONE, turn=3)), failed(replace(ONE, turn=4))])
     assert play.sessions == ((0.5, math.inf, math.inf, math.inf),)
-    told = compare.from_json(compare.to_json([play]))
+    told = plays.from_json(plays.to_json([play]))
     assert told == (play,)
 
 
