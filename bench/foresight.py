@@ -156,9 +156,9 @@ def foretell(
         return None
     try:
         server = simulated(name, launch, tokens=tokens)
+        rows = [row(server, level, workload, seed) for level in told]
     except BenchError:
         return None
-    rows = [row(server, level, workload, seed) for level in told]
     return {
         "source": server.speed.source,
         "levels": [
