@@ -233,7 +233,10 @@ def roof(launch: Launch) -> Speed | None:
     if model is None or model.latent or any(model.windows):  # whose attention is another sum
         return None
     if seen is not None:
-        return _peak(launch, seen, launch.cards, seen.bf16_tflops.source)
+        if seen.fp8_tflops is None and card is not None:
+            seen = replace(seen, fp8_tflops=card.fp8_tflops)
+        told = (seen.bf16_tflops, seen.fp8_tflops, seen.bandwidth_gb_s)
+        return _peak(launch, seen, launch.cards, "; ".join(dict.fromkeys(fact.source for fact in told if fact)))
     return _peak(launch, card, launch.cards, f"the data sheet of {card.name}") if card is not None else None
 
 

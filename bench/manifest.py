@@ -29,6 +29,10 @@ def bracket(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(shape.positive, value))
 
 
+def quantity(value: object) -> bool:
+    return shape.holds(value, float) and float(str(value)) >= 0
+
+
 def interval(value: object) -> bool:
     return value is None or (
         isinstance(value, list) and len(value) == 2 and all(shape.holds(one, float) for one in value)
@@ -81,11 +85,11 @@ FORETOLD = {
         {
             "case": str,
             "concurrency": shape.positive,
-            **dict.fromkeys(("ttft_p50_s", "ttft_p99_s", "req_per_s"), (float, None)),
+            **dict.fromkeys(("ttft_p50_s", "ttft_p99_s", "req_per_s"), (None, quantity)),
         }
     ],
 }
-ROOF = {**dict.fromkeys(CONSTANTS, float), "source": str}
+ROOF = {**dict.fromkeys(CONSTANTS, quantity), "source": str}
 PREDICTION = {"knee": int, "ceiling": int, "how": str, "tokens": (int, None)}
 RUN = {
     "started": moment,

@@ -16,6 +16,7 @@ from bench.stats import (
     more_sessions,
     rate,
     seconds,
+    seen,
     share,
     show,
 )
@@ -182,9 +183,9 @@ def _cards(run: Run, rows: Sequence[LevelRow]) -> Iterator[str]:
         lines = [_level(row, [_measured(row, name) for name in names]) for row in group]
         inner = tag("h3", clean(title)) + sortable(f"The card: {title}", columns, lines)
         yield tag("div", inner, data_variant=group[0].variant)
-    sources = {facts["roof"]["source"] for facts in run["variants"].values() if facts.get("roof")}
-    if names and sources:
-        yield tag("p", clean(f"What it could have done: {'; '.join(sorted(sources))}."), class_="note")
+    if names:
+        yield tag("p", clean(words.limits(run)), class_="note")
+        yield legend(columns)
 
 
 def _row(row: LevelRow, over: int | None) -> str:
@@ -325,7 +326,8 @@ def _compared(told: Mapping[str, Any], row: LevelRow) -> Iterator[str]:
     for name in HEADLINE:
         said, value, off = told[name], getattr(row, name), foretold.error(told[name], row, name)
         yield cell("-" if said is None else METRICS[name].format(said), said)
-        yield _measured(row, name) if value is not None else cell("-", None)
+        few = f"seen; {lacks} more sessions make it a percentile" if (lacks := more_sessions(row, name)) else None
+        yield cell(f"({seen(row, name)})" if few else seen(row, name), value, few)
         yield cell("-" if off is None else f"{off * 100:+.0f} %", off)
 
 

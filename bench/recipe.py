@@ -23,6 +23,8 @@ class Fact:
     def __post_init__(self) -> None:
         if not self.value >= 1e-9:
             raise ValueError("value is nothing")
+        if not self.source.strip():
+            raise ValueError("source is nothing")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from bench.load import Level
 from bench.recipe import Launch
 from bench.records import Folder
 from bench.search import Prediction
-from bench.words import conditions, footnotes, sentences, stamp, title, unchecked
+from bench.words import conditions, footnotes, limits, sentences, stamp, title, unchecked
 
 
 def files(done: Conclusion) -> dict[str, str]:
@@ -41,6 +41,7 @@ def markdown(done: Conclusion) -> str:
     parts += [
         *_beside(done),
         table.markdown(done.rows),
+        *([f"{_inert(limits(run))}\n"] if table.of_card(done.rows) else []),
         *(f"{_inert(note)}\n" for note in footnotes(done.rows)),
         "## Conditions",
         "",

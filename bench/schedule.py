@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bench import capacity, load
+from bench.errors import BenchError
 from bench.limits import Limits
 from bench.load import Level
 from bench.recipe import Launch
@@ -83,7 +84,7 @@ class Schedule:
         return self.bounds or self.concurrencies
 
     def _level(self, variant: str, case: str, concurrency: int) -> Level:
-        requests = self.requests or STUDY_REQUESTS
+        requests = self.requests or max(STUDY_REQUESTS, 2 * concurrency)  # fewer would leave some of them idle
         if case not in load.OF_SESSIONS:
             requests = min(requests, max(BOUND_REQUESTS, 4 * concurrency))
         elif self.requests is None and self.whole_sessions:
@@ -136,6 +137,9 @@ def draw_up(
     filled = largest is not None and largest * work.typical(seed).turns < STUDY_REQUESTS
     ends = (bounds_at or tuple(sorted({levels[0], fitting[-1]}))) if bounds else ()
     rates = tuple(dict.fromkeys(miss_rates))
+    if requests is not None and requests < (highest := max(*levels, *ends)):
+        hint = "a level needs as many requests as it has sessions at least"
+        raise BenchError(f"--requests {requests} cannot keep {highest} sessions busy", hint)
     return Schedule(
         work, levels, ends, rates, requests, not filled, repeats, seed, limits, processes, sdk, search, max_c
     )

@@ -72,11 +72,12 @@ def _conditions(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "promise", run["slo"]
     for name, facts in run["variants"].items():
         told, launch = facts.get("server", {}), facts["launch"] or {}
-        yield f"{name}: vLLM", str(told.get("version"))
-        yield f"{name}: model", str(told.get("model"))
-        yield f"{name}: KV cache", f"{told.get('cache', {}).get('tokens')} tokens"
-        yield f"{name}: machine", f"{launch.get('name')} {launch.get('digest')}"
-        yield f"{name}: flags", " ".join(launch.get("extra", [])) or "as the machine's file has them"
+        of = f"{name}: " if len(run["variants"]) > 1 else ""  # one alone is compared by whatever name
+        yield f"{of}vLLM", str(told.get("version"))
+        yield f"{of}model", str(told.get("model"))
+        yield f"{of}KV cache", f"{told.get('cache', {}).get('tokens')} tokens"
+        yield f"{of}machine", f"{launch.get('name')} {launch.get('digest')}"
+        yield f"{of}flags", " ".join(launch.get("extra", [])) or "as the machine's file has them"
 
 
 def _foreign(path: Path, other: Foreign) -> Side:

@@ -396,8 +396,8 @@ METRICS: dict[str, Metric] = {
         "prefill tok/s", "1/s", "more", count, "prompt tokens computed, none that was cached"
     ),
     "decode_tokens_per_s": Metric("decode tok/s", "1/s", "more", count, "tokens of answers"),
-    "matrix_share": Metric("matrix rate", "", "neither", share, "of what the cards could have computed, at least"),
-    "bandwidth_share": Metric("bandwidth", "", "neither", share, "of what they could have read and written, at least"),
+    "matrix_share": Metric("matrix rate used", "", "neither", share, "of what the cards could have computed, at least"),
+    "bandwidth_share": Metric("bandwidth used", "", "neither", share, "of what they could have moved, at least"),
     "power_w": Metric("power", "W", "less", count, "that the cards drew, in the mean"),
     "lucky_p50_s": Metric("lucky p50", "s", "less", seconds, "TTFT of those answered who kept their history"),
     "lucky_p99_s": Metric("lucky p99", "s", "less", seconds, ""),

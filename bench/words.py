@@ -94,8 +94,10 @@ def _card(said: Mapping[str, Any]) -> Iterator[str]:
         moved = "" if said["bandwidth_share"] is None else f" and {share(said['bandwidth_share'])} of its bandwidth"
         tokens = f"{said['prefill_tokens_per_s']:,.0f} prompt tokens computed and"
         tokens += f" {said['decode_tokens_per_s']:,.0f} answered a second"
-        reached = f"at least {share(said['matrix_share'])} of its matrix rate{moved}, by {said['source']}"
-        yield f"The card: at {said['level']} sessions {reached}: {tokens}."
+        reached = f"at least {share(said['matrix_share'])} of its matrix rate{moved}"
+        over = max(said["matrix_share"], said["bandwidth_share"] or 0.0) > 1
+        doubt = " More than all of it: what it could do at most is stated too low." if over else ""
+        yield f"The card: at {said['level']} sessions {reached}: {tokens}.{doubt}"
 
 
 def _sdk(levels: list[dict[str, Any]]) -> str:
@@ -156,9 +158,10 @@ def _prediction(said: dict[str, Any]) -> str:
 
 def _foretold(said: Mapping[str, Any]) -> str:
     """How far a simulation was off that was made before anything was played."""
-    sides = {"below the knee": said["below"], "past it": said["past"]}
+    knee = any(off is not None for off in said["past"].values())
+    sides = {"below the knee" if knee else "at these levels": said["below"], "past it": said["past"]}
     told = [f"{side} by {off}" for side, of in sides.items() if (off := _off(of))]
-    return f"Foretold: a simulation made before was off in the median {'; '.join(told)}."
+    return f"Foretold: simulated before the first level was played; off, in the median, {'; '.join(told)}."
 
 
 def _off(of: Mapping[str, float | None]) -> str:
@@ -203,6 +206,15 @@ def _ceiling(verdict: dict[str, Any]) -> str:
 def _surely(ceiling: int, kept: int | None, broken: int | None) -> str:
     below = f"; {kept} surely do" if kept not in (None, ceiling) else ""
     return below + (f"; {broken} surely do not" if broken is not None else "")
+
+
+def limits(run: Mapping[str, Any]) -> str:
+    """What a card's shares are shares of; or what would tell them."""
+    roofs = [facts["roof"]["source"] for facts in run["variants"].values() if facts.get("roof")]
+    if roofs:
+        return plain(f"What it could have done: {'; '.join(dict.fromkeys(roofs))}.")
+    more = "a [roof] in the launch file says it (make roof), for models with full, uncompressed attention"
+    return f"What it could have done is not known: {more}."
 
 
 def footnotes(rows: Sequence[LevelRow]) -> list[str]:

@@ -177,6 +177,16 @@ def test_the_bounds_are_taken_where_they_are_asked_for(at: Path) -> None:
         assert why in ran.stderr
 
 
+def test_every_level_has_requests_for_all_its_sessions(at: Path) -> None:
+    words = ("sweep", "--gpu", "l4", "--levels", "1,300", *fake("mute"), "--dry-run")
+    told = json.loads(bench(*words, "--bounds-at", "150", "--json").stdout)["variants"]["fp8"]["levels"]
+    assert [(one["case"], one["requests"]) for one in told[1:]] == [("realistic", 600), ("best", 300), ("worst", 300)]
+    for few in (("--requests", "299"), ("--requests", "300", "--bounds-at", "301")):
+        ran = bench(*words, *few)
+        assert ran.returncode == 2
+        assert "sessions busy" in ran.stderr
+
+
 def test_the_levels_of_several_precisions_cover_the_largest_and_the_bounds_fit_the_smallest(at: Path) -> None:
     ran = bench("sweep", "--gpu", "cpu", "--vary", "kv=auto,fp8", "--dry-run", *fake("mute"))
     assert ran.stdout.count("14(200)  16(200)\n  best at 1(20)  best at 6(24)") == 2, ran.stdout

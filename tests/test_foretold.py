@@ -87,7 +87,9 @@ def test_it_is_written_down_before_anything_is_played(machine: Path) -> None:
 def test_a_run_says_how_far_off_that_was(machine: Path) -> None:
     bench("sweep", *PLAY, *fake("healthy"), "--out", "run")
     ran = bench("report", "run")
-    assert "Foretold: a simulation made before was off in the median below the knee by" in " ".join(ran.stdout.split())
+    assert "Foretold: simulated before the first level was played; off, in the median, at these levels by" in " ".join(
+        ran.stdout.split()
+    )
     page = (machine / "run" / "report.html").read_text()
     assert "first level was played; constants: known." in page
     assert "TTFT p50, foretold" in page
@@ -99,3 +101,9 @@ def test_what_nobody_can_foretell_is_not_foretold(at: Path) -> None:  # noqa: F8
     ran = bench("sweep", "--gpu", "l4", "--model", "M", *PLAY[2:], *fake("healthy"), "--out", "run", "--json")
     assert json.loads(ran.stdout)["variants"]["fp8"]["foretold"] is None
     assert json.loads(ran.stdout)["verdict"]["foretold"] is None
+
+
+def test_a_percentile_that_was_only_seen_is_told_in_brackets(machine: Path) -> None:
+    bench("sweep", *PLAY, *fake("healthy"), "--out", "run")
+    page = (machine / "run" / "report.html").read_text()
+    assert "more sessions make it a percentile" in page
