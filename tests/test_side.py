@@ -130,10 +130,10 @@ def test_runs_of_different_workloads_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_differs_is_said_whatever_the_servers_are_called(tmp_path: Path) -> None:
-    for name, words in {"l4": (), "other": ("--model", "synthetic:qwen3-8b", "--kv", "fp16")}.items():
+    for name, words in {"l4": (), "other": ("--model", "synthetic:qwen3-4b-fp8", "--kv", "fp16")}.items():
         bench("plan", "--gpu", "l4", *words, "--levels", 1, "--no-bounds", "--out", tmp_path / name)
     told = bench("compare", tmp_path / "l4", tmp_path / "other").stdout
-    assert "DIFFERS: model: Qwen/Qwen3-4B-FP8, then synthetic:qwen3-8b." in " ".join(told.split())
+    assert "DIFFERS: model: Qwen/Qwen3-4B-FP8, then synthetic:qwen3-4b-fp8." in " ".join(told.split())
 
 
 def test_a_folder_of_runs_counts_as_repeats(tmp_path: Path) -> None:
