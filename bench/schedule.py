@@ -137,7 +137,7 @@ def draw_up(
     filled = largest is not None and largest * work.typical(seed).turns < STUDY_REQUESTS
     ends = (bounds_at or tuple(sorted({levels[0], fitting[-1]}))) if bounds else ()
     rates = tuple(dict.fromkeys(miss_rates))
-    if requests is not None and requests < (highest := max(*levels, *ends)):
+    if requests is not None and requests < (highest := max((*levels, *ends))):
         hint = "a level needs as many requests as it has sessions at least"
         raise BenchError(f"--requests {requests} cannot keep {highest} sessions busy", hint)
     return Schedule(

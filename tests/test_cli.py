@@ -185,6 +185,8 @@ def test_every_level_has_requests_for_all_its_sessions(at: Path) -> None:
         ran = bench(*words, *few)
         assert ran.returncode == 2
         assert "sessions busy" in ran.stderr
+    one = bench("sweep", "--gpu", "l4", "--levels", "1", "--requests", "1", "--no-bounds", *fake("mute"), "--dry-run")
+    assert "sessions (requests): 1(1)\n" in one.stdout
 
 
 def test_the_levels_of_several_precisions_cover_the_largest_and_the_bounds_fit_the_smallest(at: Path) -> None:
