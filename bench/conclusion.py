@@ -346,7 +346,6 @@ def _card(rows: Sequence[LevelRow], ceiling: int | None, facts: dict[str, Any], 
     return {
         "level": row.concurrency,
         "turns": turns,
-        "source": (facts.get("roof") or {}).get("source"),
         **{name: getattr(row, name) for name in OF_CARD},
         "usd_per_1000_tasks": cost.in_money(cost.usd_h(facts["launch"] or {}), row.req_per_s, turns),
         "joules_per_1000_tasks": cost.of_tasks(row.power_w, row.req_per_s, turns),

@@ -156,12 +156,13 @@ def _prediction(said: dict[str, Any]) -> str:
     return f"Predicted: {fit}; {said['explanation']}."
 
 
-def _foretold(said: Mapping[str, Any]) -> str:
+def _foretold(said: Mapping[str, Any]) -> Iterator[str]:
     """How far a simulation was off that was made before anything was played."""
     knee = any(off is not None for off in said["past"].values())
     sides = {"below the knee" if knee else "at these levels": said["below"], "past it": said["past"]}
     told = [f"{side} by {off}" for side, of in sides.items() if (off := _off(of))]
-    return f"Foretold: simulated before the first level was played; off, in the median, {'; '.join(told)}."
+    if told:  # where nothing was answered, nothing was off
+        yield f"Foretold: simulated before the first level was played; off, in the median, {'; '.join(told)}."
 
 
 def _off(of: Mapping[str, float | None]) -> str:
@@ -175,7 +176,7 @@ def _beside(verdict: dict[str, Any]) -> Iterator[str]:
     if verdict["prediction"]:
         yield _prediction(verdict["prediction"])
     if said := verdict.get("foretold"):
-        yield _foretold(said)
+        yield from _foretold(said)
     yield _ceiling(verdict)
     if burst := verdict.get("burst"):
         these = f"{burst['first']} of the {burst['over']} requests that break it"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import foretold
+from bench import foretold, words
 from bench.stats import LevelRow
 from tests.test_cli import SMALL, at, bench, fake  # noqa: F401
 
@@ -95,6 +95,11 @@ def test_a_run_says_how_far_off_that_was(machine: Path) -> None:
     assert "TTFT p50, foretold" in page
     verdict = json.loads((machine / "run" / "run.json").read_text())["verdict"]["foretold"]
     assert [one["case"] for one in verdict["levels"]] == ["realistic", "realistic", "best", "worst"]
+
+
+def test_where_nothing_was_answered_nothing_is_said_to_be_off(row: Row) -> None:
+    sides = foretold.typical(foretold.errors([said("realistic", 1, 1.0)], [row(concurrency=1)]), over=None)
+    assert list(words._foretold(sides)) == []
 
 
 def test_what_nobody_can_foretell_is_not_foretold(at: Path) -> None:  # noqa: F811

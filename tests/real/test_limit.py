@@ -25,7 +25,7 @@ def test_a_run_tells_what_its_card_did_and_drew(tmp_path: Path) -> None:
     small = (HERE / "small.toml").read_text()
     machine.write_text(small.replace('device = "cpu"', 'device = "cuda"') + CORES)
     words = ["--gpu", machine, "--workload", HERE / "small-agents.toml", "--kv", "fp16", "--levels", "1,3"]
-    words += ["--requests", "54", "--no-bounds", "--vllm", engine.find(None, "cpu")[0], "--out", out]
+    words += ["--requests", "600", "--no-bounds", "--vllm", engine.find(None, "cpu")[0], "--out", out]
     ran = subprocess.run([*BENCH, "sweep", *words], env=installed(tmp_path), capture_output=True, text=True)
     assert ran.returncode in (0, 4), ran.stderr
     one, three = from_csv((out / "levels.csv").read_text())
